@@ -1,0 +1,30 @@
+"""The compute backends by name, and the choice among them at build time."""
+
+import torch
+
+from smet_train.errors import BackendError
+from smet_train.sparse.backends.base import Backend
+from smet_train.sparse.backends.densify import DensifyBackend
+from smet_train.sparse.backends.reference import ReferenceBackend
+from smet_train.sparse.layout import Layout
+
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (DensifyBackend(), ReferenceBackend())}
+
+
+def get_backend(name: str, layout: Layout, dtype: torch.dtype, device: torch.device) -> Backend:
+    """The backend called ``name``, if it can compute such a layer.
+
+    Raises:
+        BackendError: if there is no such backend, or with the backend's own reason why it can't.
+    """
+    if name not in BACKENDS:
+        raise BackendError(f"sparsity.backend={name} is unknown; choose one of {', '.join(BACKENDS)}")
+    reason = BACKENDS[name].unsupported(layout, dtype, device)
+    if reason is not None:
+        raise BackendError(
+            f"sparsity.backend={name} cannot compute a {layout.shape_text} layer in {dtype} on {device}: {reason}"
+        )
+    return BACKENDS[name]
+
+
+__all__ = ["BACKENDS", "Backend", "get_backend"]

@@ -1,0 +1,128 @@
+"""Replace chosen linear layers of any model by sparse ones, chosen by glob patterns on their names."""
+
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from smet_train.errors import ConfigError
+from smet_train.sparse.allocation import uniform
+from smet_train.sparse.layout import Layout
+from smet_train.sparse.linear import SparseLinear
+from smet_train.sparse.sampling import first_index, stream_key
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """transformers' ``Conv1D`` (GPT-2) is a linear layer that stores W transposed, as (in, out)."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def _weight_OI(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.t() if _is_conv1d(module) else weight
+
+
+def linear_layer_names(model: nn.Module) -> list[str]:
+    """Names of all layers that could be made sparse: ``nn.Linear`` and transformers' ``Conv1D``."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or _is_conv1d(module)]
+
+
+def _matching(names: Sequence[str], patterns: Iterable[str], key: str) -> set[str]:
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matched = {name for name in names if fnmatchcase(name, pattern)}
+        if not matched:
+            near = get_close_matches(pattern, names, n=3, cutoff=0.0)
+            raise ConfigError(
+                f"{key}: the pattern '{pattern}' matches none of the {len(names)} linear layers; "
+                f"layers are named like {', '.join(near) or '(there are none)'}"
+            )
+        chosen |= matched
+    return chosen
+
+
+def choose_layers(model: nn.Module, include: Iterable[str], exclude: Iterable[str] = ()) -> list[str]:
+    """Names of the linear layers that match a pattern of ``include`` and none of ``exclude``, in model order.
+
+    Patterns are globs on the whole dotted name: ``*.q_proj``, ``model.layers.0.*``.
+
+    Raises:
+        ConfigError: if a pattern matches no linear layer, if nothing is left, or if a chosen layer's weight is shared.
+    """
+    names = linear_layer_names(model)
+    chosen = _matching(names, include, "sparsity.include") - _matching(names, exclude, "sparsity.exclude")
+    if not chosen:
+        raise ConfigError(
+            "sparsity.exclude leaves no layer of sparsity.include; take patterns out of sparsity.exclude or choose "
+            "method=dense"
+        )
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    for name in sorted(chosen):
+        shared = owners[id(model.get_submodule(name).weight)]
+        if len(shared) > 1:
+            raise ConfigError(
+                f"sparsity.include: layer {name} shares its weight ({' = '.join(shared)}) and can't be made sparse; "
+                "add it to sparsity.exclude or set model.tie_embeddings=false"
+            )
+    return [name for name in names if name in chosen]
+
+
+@torch.no_grad()
+def sparse_from_dense(
+    dense: nn.Module, density: float, key: int, *, backend: str = "densify", value_scale: float = 1.0
+) -> SparseLinear:
+    """A :class:`SparseLinear` with random first sites, holding ``dense``'s weights at them times ``value_scale``."""
+    weight_OI = _weight_OI(dense)
+    layout = Layout.from_density(weight_OI.shape[0], weight_OI.shape[1], density)
+    index_K = first_index(layout, key, weight_OI.device)
+    values_K = weight_OI.reshape(-1)[index_K.long()] * value_scale
+    bias = dense.bias.detach().clone() if isinstance(dense.bias, Tensor) else None
+    return SparseLinear(layout, index_K, values_K, bias, backend)
+
+
+def sparsify(
+    model: nn.Module,
+    include: Iterable[str],
+    exclude: Iterable[str] = (),
+    *,
+    density: float,
+    seed: int = 0,
+    backend: str = "densify",
+    init: str = "active",
+    allocate: Callable[[Iterable[str], float], dict[str, float]] = uniform,
+) -> dict[str, SparseLinear]:
+    """Replace the chosen layers in place, one at a time, so that never more than one exists both dense and sparse.
+
+    Args:
+        include, exclude: glob patterns, see :func:`choose_layers`.
+        density: target fraction of active values, in (0, 1].
+        seed: the first sites of a layer are a function of (seed, layer name).
+        init: what the first values are scaled for. ``active`` multiplies the dense initial values by density^-1/2, so
+            that a row's output keeps the variance it has with all I inputs; ``dense`` keeps them as they are.
+        allocate: density of each layer from (names, target).
+
+    Returns:
+        The new layers by name, in model order.
+
+    Raises:
+        ConfigError: see :func:`choose_layers`.
+        LayoutError: if a layer is so small that its density leaves it no active value.
+    """
+    densities = allocate(choose_layers(model, include, exclude), density)
+    layers: dict[str, SparseLinear] = {}
+    for name, layer_density in densities.items():
+        parent_name, _, child_name = name.rpartition(".")
+        layers[name] = sparse_from_dense(
+            model.get_submodule(name),
+            layer_density,
+            stream_key(seed, name, 0, "first sites"),
+            backend=backend,
+            value_scale=layer_density**-0.5 if init == "active" else 1.0,
+        )
+        setattr(model.get_submodule(parent_name), child_name, layers[name])
+    return layers

@@ -1,0 +1,86 @@
+"""The integer facts of one sparse matrix: its shape, how many values are active, and what a valid index is."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from smet_train.errors import LayoutError
+
+_INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Shape and count of a sparse weight W of ``out_features`` x ``in_features`` with ``n_active`` active values.
+
+    A *site* is a position in W, numbered row by row: ``site = row * in_features + column``. A *slot* is a position in
+    the values. The index holds the active sites in ascending order, so slot k holds the value of site ``index[k]``.
+
+    Raises:
+        LayoutError: if a feature count is below 1 or ``n_active`` is not in [1, sites].
+    """
+
+    out_features: int
+    in_features: int
+    n_active: int
+
+    def __post_init__(self) -> None:
+        if self.out_features < 1 or self.in_features < 1:
+            raise LayoutError(f"a sparse layer needs at least one row and one column, got {self.shape_text}")
+        if not 1 <= self.n_active <= self.sites:
+            raise LayoutError(
+                f"a sparse layer of {self.shape_text} holds 1 to {self.sites} active values, got {self.n_active}; "
+                "raise sparsity.density or name the layer in sparsity.exclude"
+            )
+
+    @classmethod
+    def from_density(cls, out_features: int, in_features: int, density: float) -> "Layout":
+        """The one place where a density becomes a count: K = round(density * out_features * in_features)."""
+        return cls(out_features, in_features, round(density * out_features * in_features))
+
+    @property
+    def sites(self) -> int:
+        """Positions in W, active or not."""
+        return self.out_features * self.in_features
+
+    @property
+    def n_inactive(self) -> int:
+        return self.sites - self.n_active
+
+    @property
+    def density(self) -> float:
+        """Active values over sites, after rounding to a whole count."""
+        return self.n_active / self.sites
+
+    @property
+    def shape_text(self) -> str:
+        return f"{self.out_features}x{self.in_features}"
+
+    @property
+    def index_dtype(self) -> torch.dtype:
+        """The smallest integer type that holds every site."""
+        return torch.int32 if self.sites - 1 <= _INT32_MAX else torch.int64
+
+    def validate_index(self, index_K: Tensor) -> None:
+        """Check that ``index_K`` holds ``n_active`` distinct sites of W in ascending order.
+
+        Raises:
+            LayoutError: naming the first invariant that does not hold.
+        """
+        if index_K.shape != (self.n_active,) or index_K.dtype != self.index_dtype:
+            raise LayoutError(
+                f"the index of a {self.shape_text} layer must be {self.n_active} values of {self.index_dtype}, "
+                f"got shape {tuple(index_K.shape)} of {index_K.dtype}"
+            )
+        if int(index_K[0]) < 0 or int(index_K[-1]) >= self.sites:
+            raise LayoutError(
+                f"the index of a {self.shape_text} layer reaches outside 0..{self.sites - 1}: "
+                f"first {int(index_K[0])}, last {int(index_K[-1])}"
+            )
+        if not bool((index_K[1:] > index_K[:-1]).all()):
+            slot = int((index_K[1:] <= index_K[:-1]).nonzero()[0]) + 1
+            raise LayoutError(
+                f"the index of a {self.shape_text} layer is not sorted and unique: slot {slot} holds site "
+                f"{int(index_K[slot])} after site {int(index_K[slot - 1])}"
+            )

@@ -1,0 +1,75 @@
+"""Bytes and parameters by kind, beside what the same model would hold if every sparse layer were dense."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smet_train.sparse.linear import SparseLinear
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """One kind of tensor: what is held now, and what a dense model under the same optimizer and precision holds."""
+
+    kind: str
+    bytes: int
+    dense_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
+    """All sparse layers of ``model`` by name, in model order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(active, dense-equivalent) number of parameters; a tied weight counts once."""
+    active = sum(parameter.numel() for parameter in model.parameters())
+    inactive = sum(layer.layout.n_inactive for layer in sparse_layers(model).values())
+    return active, active + inactive
+
+
+def _state_bytes(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, *, ages: bool) -> int:
+    """Bytes of the per-slot optimizer state: ages are the integer tensors, moments the floating ones."""
+    states = (value for value in optimizer.state[parameter].values() if isinstance(value, Tensor))
+    return _bytes(value for value in states if value.is_floating_point() is not ages and value.dim() > 0)
+
+
+def measure(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[LedgerRow]:
+    """Bytes held by the model and its optimizer, from the tensors themselves.
+
+    A gradient is counted as large as its parameter, whether or not it exists at this moment. Call it after the
+    optimizer has made its state (``SmetAdamW`` makes it when it is built).
+    """
+    layers = sparse_layers(model).values()
+    values = [layer.values for layer in layers]
+    sparse_ids = {id(parameter) for parameter in values}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in sparse_ids]
+    dense_values = sum(layer.layout.sites * layer.values.element_size() for layer in layers)
+    moments = [_state_bytes(optimizer, parameter, ages=False) for parameter in values]
+    dense_moments = sum(
+        round(held / layer.layout.n_active) * layer.layout.sites for held, layer in zip(moments, layers, strict=True)
+    )
+    ages = sum(_state_bytes(optimizer, parameter, ages=True) for parameter in values)
+    rest_bytes = _bytes(rest)
+    rest_moments = sum(_state_bytes(optimizer, parameter, ages=False) for parameter in rest)
+    rows = [
+        LedgerRow("values", _bytes(values), dense_values),
+        LedgerRow("gradients", _bytes(values), dense_values),
+        LedgerRow("moments", sum(moments), dense_moments),
+        LedgerRow("ages", ages, 0),
+        LedgerRow("index", _bytes(layer.index for layer in layers), 0),
+        LedgerRow("dense rest: parameters", rest_bytes, rest_bytes),
+        LedgerRow("dense rest: gradients", rest_bytes, rest_bytes),
+        LedgerRow("dense rest: moments", rest_moments, rest_moments),
+    ]
+    return [row for row in rows if row.bytes or row.dense_bytes]

@@ -1,0 +1,94 @@
+"""A linear layer whose weight exists only at its active sites."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smet_train.sparse.backends import Backend, get_backend
+from smet_train.sparse.layout import Layout
+
+
+class SparseLinear(nn.Module):
+    """y = x W^T + b with W held as ``values`` (K,) and a sorted ``index`` (K,) of active sites.
+
+    Because the parameter holds active values only, so do its gradient, its optimizer state, gradient clipping,
+    all-reduce and checkpoints. The index alone says which sites are active: a grown value starts at 0.0 and is active
+    all the same. Topology changes write in place into both tensors and then call :meth:`topology_changed`.
+
+    Args:
+        layout: shape and number of active values.
+        index_K: the active sites, checked against ``layout``.
+        values_K: their values.
+        bias_O: dense bias of shape (O,), or None.
+        backend: name of the compute backend.
+
+    Raises:
+        LayoutError: if the index breaks an invariant of ``layout``.
+        BackendError: if the backend is unknown or can't compute such a layer.
+    """
+
+    index: Tensor
+
+    def __init__(
+        self, layout: Layout, index_K: Tensor, values_K: Tensor, bias_O: Tensor | None = None, backend: str = "densify"
+    ) -> None:
+        super().__init__()
+        layout.validate_index(index_K)
+        self.layout = layout
+        self.backend: Backend = get_backend(backend, layout, values_K.dtype, values_K.device)
+        self.values = nn.Parameter(values_K)
+        self.register_buffer("index", index_K)
+        self.bias = None if bias_O is None else nn.Parameter(bias_O)
+        self._plan: Any = None
+        self.register_load_state_dict_post_hook(_after_load)
+
+    @property
+    def in_features(self) -> int:
+        return self.layout.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.layout.out_features
+
+    def topology_changed(self) -> None:
+        """Forget what was worked out for the old index."""
+        self._plan = None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "SparseLinear":
+        # Moving the module to another device replaces the index tensor that the plan refers to.
+        self.topology_changed()
+        super()._apply(fn, recurse)
+        return self
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """(..., I) -> (..., O). Under autocast the product runs in autocast's dtype, as ``nn.Linear``'s does."""
+        if self._plan is None:
+            self._plan = self.backend.plan(self.index, self.layout)
+        values_K, bias_O = self.values, self.bias
+        device_type = x_NI.device.type
+        if torch.is_autocast_enabled(device_type):  # autocast does not see inside a custom autograd function
+            dtype = torch.get_autocast_dtype(device_type)
+            x_NI, values_K = x_NI.to(dtype), values_K.to(dtype)
+            bias_O = None if bias_O is None else bias_O.to(dtype)
+        y_NO = self.backend.matmul(x_NI, values_K, self._plan)
+        return y_NO if bias_O is None else y_NO + bias_O
+
+    @torch.no_grad()
+    def to_dense(self) -> Tensor:
+        """A dense copy of W, shape (O, I)."""
+        flat = self.values.new_zeros(self.layout.sites)
+        flat[self.index.long()] = self.values
+        return flat.view(self.out_features, self.in_features)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, active={self.layout.n_active}, "
+            f"density={self.layout.density:.4g}, bias={self.bias is not None}, backend={self.backend.name}"
+        )
+
+
+def _after_load(module: nn.Module, _incompatible_keys: Any) -> None:
+    assert isinstance(module, SparseLinear)
+    module.layout.validate_index(module.index)
+    module.topology_changed()

@@ -1,0 +1,49 @@
+import torch
+from smet_train.optim import SmetAdamW, parameter_groups
+from smet_train.sparse import sparsify
+from smet_train.sparse.ledger import count_parameters, measure
+from torch import nn
+
+
+def test_bytes_of_a_hand_counted_model() -> None:
+    model = nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 10, bias=False))
+    layers = sparsify(model, ["0"], density=0.1)  # 200 sites, 20 active; the rest: 20 biases and 200 weights
+    groups = parameter_groups(
+        model, dict.fromkeys(layers, 0.1), lr_density_rule="none", weight_decay=0.0, topology_moves=True
+    )
+    rows = {row.kind: (row.bytes, row.dense_bytes) for row in measure(model, SmetAdamW(groups))}
+    assert rows == {
+        "values": (80, 800),
+        "gradients": (80, 800),
+        "moments": (160, 1600),
+        "ages": (20, 0),
+        "index": (80, 0),
+        "dense rest: parameters": (880, 880),
+        "dense rest: gradients": (880, 880),
+        "dense rest: moments": (1760, 1760),
+    }
+    assert count_parameters(model) == (240, 420)
+
+
+def test_a_dense_model_has_no_sparse_rows() -> None:
+    model = nn.Linear(4, 4, bias=False)
+    rows = measure(model, SmetAdamW(model.parameters()))
+    assert [row.kind for row in rows] == [f"dense rest: {kind}" for kind in ("parameters", "gradients", "moments")]
+    assert sum(row.bytes for row in rows) == sum(row.dense_bytes for row in rows) == 256
+
+
+def test_a_tied_weight_counts_once() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
+    model["head"].weight = model["embed"].weight  # type: ignore[assignment]
+    assert count_parameters(model) == (15, 15)
+    assert measure(model, SmetAdamW(model.parameters()))[0].bytes == 60
+
+
+def test_bf16_values_keep_fp32_moments_in_the_ledger() -> None:
+    model = nn.Sequential(nn.Linear(10, 20, bias=False)).to(torch.bfloat16)
+    layers = sparsify(model, ["0"], density=0.5)
+    groups = parameter_groups(
+        model, dict.fromkeys(layers, 0.5), lr_density_rule="none", weight_decay=0.0, topology_moves=False
+    )
+    rows = {row.kind: (row.bytes, row.dense_bytes) for row in measure(model, SmetAdamW(groups))}
+    assert rows == {"values": (200, 400), "gradients": (200, 400), "moments": (800, 1600), "index": (400, 0)}
