@@ -1,0 +1,55 @@
+"""Parameter groups by role, never by number of dimensions: a sparse matrix's values are one-dimensional too."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from smet_train.sparse.ledger import sparse_layers
+
+
+def lr_density_scale(rule: str, density: float) -> float:
+    """Factor on the learning rate of a sparse layer: 1, density^-1/2 (as SMET is reported) or 1/density (its scripts).
+
+    Raises:
+        KeyError: if ``rule`` is none of none, sqrt, linear.
+    """
+    return {"none": 1.0, "sqrt": density**-0.5, "linear": 1.0 / density}[rule]
+
+
+def parameter_groups(
+    model: nn.Module,
+    densities: Mapping[str, float],
+    *,
+    lr_density_rule: str,
+    weight_decay: float,
+    topology_moves: bool,
+) -> list[dict[str, Any]]:
+    """Groups for ``SmetAdamW``: one a density for the sparse values, one for dense matrices, one without decay.
+
+    Dense matrices (embeddings, the output layer, layers left dense) and sparse values decay; norms and biases do not.
+
+    Args:
+        densities: target density of each sparse layer, by name; decides its learning rate scale.
+        topology_moves: whether the sparse values are ever regrown.
+    """
+    by_density: dict[float, list[nn.Parameter]] = {}
+    for name, layer in sparse_layers(model).items():
+        by_density.setdefault(densities[name], []).append(layer.values)
+    groups: list[dict[str, Any]] = [
+        {
+            "role": "sparse",
+            "params": values,
+            "weight_decay": weight_decay,
+            "lr_scale": lr_density_scale(lr_density_rule, density),
+            "topology_moves": topology_moves,
+        }
+        for density, values in by_density.items()
+    ]
+    taken = {id(parameter) for group in groups for parameter in group["params"]}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+    matrices = [parameter for parameter in rest if parameter.dim() >= 2]
+    vectors = [parameter for parameter in rest if parameter.dim() < 2]
+    groups.append({"role": "dense", "params": matrices, "weight_decay": weight_decay})
+    groups.append({"role": "no_decay", "params": vectors, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]

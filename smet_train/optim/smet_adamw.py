@@ -1,0 +1,214 @@
+"""AdamW with a local step for every weight: the optimizer of SMET (arXiv 2606.00888, section 3).
+
+For an active weight whose local step t counts from 1 at its first update:
+
+    m <- b1 m + (1 - b1) g            v <- b2 v + (1 - b2) g^2
+    m_hat = m / (1 - b1^t)            v_hat = v / (1 - b2^t)
+    w = min(1, t / W) if the weight was regrown, else 1
+    theta <- theta - lr * lr_scale * (w * m_hat / (sqrt(v_hat) + eps) + weight_decay * theta)
+
+With ``local_step=False`` t is the number of steps the parameter has taken, shared by all its weights, and with W = 0
+w is 1: both together are plain AdamW, the naive regrowth that makes the loss spike.
+
+All weights grown in one topology update share their age, so an age is one byte: the number of topology updates since
+the weight was grown, from which a table of at most 256 entries gives its local step. Older weights than 255 updates
+keep age 255 and the local step of the update 255 ago, when b2^t no longer matters.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smet_train.errors import CheckpointError, ConfigError
+from smet_train.optim.rounding import add_stochastic
+
+MAX_AGE = 255
+
+
+def _moment_dtype(parameter: Tensor) -> torch.dtype:
+    """Moments are never narrower than fp32: in bf16, 0.999 v rounds back to v and never decays."""
+    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
+
+
+class SmetAdamW(torch.optim.Optimizer):
+    """AdamW with local steps, regrowth warm-up and a learning rate scale per group.
+
+    Group keys beside those of AdamW: ``lr_scale`` (factor on lr, from the density rule), ``local_step``,
+    ``regrow_warmup_steps`` (W), ``topology_moves`` (whether weights of this group are ever regrown: keeps ages).
+    State is made when the optimizer is built: ``exp_avg`` and ``exp_avg_sq`` in fp32 (fp64 for fp64 parameters), shaped
+    like the parameter; ``age`` (uint8) where the group needs it; ``step`` and ``moved_steps`` (steps of the latest
+    topology updates, newest first) as plain integers. Parameters in bf16 are rounded stochastically, from a key of
+    (seed, position in the groups, step), so that updates smaller than their spacing are not lost.
+
+    Raises:
+        ConfigError: if lr, eps, a beta, weight_decay or regrow_warmup_steps is out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        lr_scale: float = 1.0,
+        local_step: bool = True,
+        regrow_warmup_steps: int = 100,
+        topology_moves: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if lr < 0 or eps < 0 or weight_decay < 0 or regrow_warmup_steps < 0:
+            raise ConfigError(
+                "optimizer.lr, eps, weight_decay and regrow_warmup_steps must be at least 0, got "
+                f"lr={lr}, eps={eps}, weight_decay={weight_decay}, regrow_warmup_steps={regrow_warmup_steps}"
+            )
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ConfigError(f"optimizer.betas must be two numbers in [0, 1), got {list(betas)}")
+        defaults = {
+            "lr": lr,
+            "betas": tuple(betas),
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "lr_scale": lr_scale,
+            "local_step": local_step,
+            "regrow_warmup_steps": regrow_warmup_steps,
+            "topology_moves": topology_moves,
+        }
+        super().__init__(params, defaults)
+        self.seed = seed
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._make_state(parameter, group)
+
+    def _make_state(self, parameter: nn.Parameter, group: Mapping[str, Any]) -> None:
+        dtype = _moment_dtype(parameter)
+        state = self.state[parameter]
+        state["step"] = 0
+        state["exp_avg"] = torch.zeros_like(parameter, dtype=dtype)
+        state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=dtype)
+        if group["topology_moves"] and (group["local_step"] or group["regrow_warmup_steps"] > 0):
+            state["age"] = torch.zeros_like(parameter, dtype=torch.uint8)
+            state["moved_steps"] = []
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient. Closures are not supported: the loop owns the backward."""
+        assert closure is None
+        for number, group in enumerate(self.param_groups):
+            for position, parameter in enumerate(group["params"]):
+                if parameter.grad is not None:
+                    self._update(parameter, group, f"{number}.{position}")
+
+    def _update(self, parameter: nn.Parameter, group: Mapping[str, Any], stream: str) -> None:
+        state = self.state[parameter]
+        state["step"] += 1
+        m, v = state["exp_avg"], state["exp_avg_sq"]
+        assert parameter.grad is not None
+        gradient = parameter.grad.to(m.dtype)
+        beta1, beta2 = group["betas"]
+        m.lerp_(gradient, 1 - beta1)
+        v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+
+        lr = group["lr"] * group["lr_scale"]
+        numerator, inverse_root = self._factors(state, group)
+        change = v.sqrt().mul_(inverse_root).add_(group["eps"])
+        torch.div(m, change, out=change)
+        change.mul_(numerator).mul_(-lr)
+        if group["weight_decay"]:
+            change.add_(parameter, alpha=-lr * group["weight_decay"])
+        if parameter.dtype == torch.bfloat16:
+            add_stochastic(parameter, change, self.seed, stream, state["step"])
+        else:
+            parameter.add_(change)
+
+    def _factors(self, state: dict[str, Any], group: Mapping[str, Any]) -> tuple[Tensor | float, Tensor | float]:
+        """w / (1 - b1^t) and (1 - b2^t)^-1/2: numbers where all weights share them, else one entry a slot."""
+        if "age" not in state:
+            return age_factors(state["step"], True, group)
+        table = [age_factors(t, first, group) for t, first in local_steps(state["step"], state["moved_steps"])]
+        if not group["local_step"]:  # warm-up counts local steps, the moments' corrections the shared one
+            shared = age_factors(state["step"], True, group)
+            warmups = [_warmup(t, first, group) for t, first in local_steps(state["step"], state["moved_steps"])]
+            table = [(shared[0] * w, shared[1]) for w in warmups]
+        if len(table) == 1:
+            return table[0]
+        columns = torch.tensor(table, dtype=state["exp_avg"].dtype, device=state["exp_avg"].device)
+        slot_ages = state["age"].int()
+        return columns[:, 0].index_select(0, slot_ages), columns[:, 1].index_select(0, slot_ages)
+
+    @torch.no_grad()
+    def note_topology_update(self, parameter: nn.Parameter, step: int) -> None:
+        """Age every slot by one update; call it before the slots are moved, so that grown ones start at age 0."""
+        state = self.state[parameter]
+        if "age" in state:
+            state["age"].add_(state["age"] < MAX_AGE)
+            state["moved_steps"] = [step, *state["moved_steps"]][: MAX_AGE + 1]
+
+    def state_for_checkpoint(self, names: Mapping[nn.Parameter, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, plain values), keyed ``<parameter name>.<state>`` and ``<parameter name>``; nothing is cast.
+
+        ``torch.optim.Optimizer.load_state_dict`` casts state to the parameter's dtype, which would ruin ages and fp32
+        moments of bf16 parameters; hence this pair.
+        """
+        tensors: dict[str, Tensor] = {}
+        plain: dict[str, Any] = {}
+        for parameter, state in self.state.items():
+            name = names[parameter]
+            tensors.update({f"{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)})
+            plain[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+        return tensors, plain
+
+    @torch.no_grad()
+    def restore(
+        self, names: Mapping[nn.Parameter, str], tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
+    ) -> None:
+        """Copy a checkpointed state back in place, verbatim.
+
+        Raises:
+            CheckpointError: if a state is missing, left over, or of another shape or dtype.
+        """
+        expected = {
+            f"{names[parameter]}.{key}": value
+            for parameter, state in self.state.items()
+            for key, value in state.items()
+            if isinstance(value, Tensor)
+        }
+        if expected.keys() != tensors.keys() or {names[p] for p in self.state} != plain.keys():
+            odd = sorted(expected.keys() ^ tensors.keys()) or sorted({names[p] for p in self.state} ^ plain.keys())
+            raise CheckpointError(
+                f"the checkpoint's optimizer state is not this optimizer's: {odd[0]} is on one side only; resume with "
+                "the method and optimizer settings that the run was started with"
+            )
+        for key, target in expected.items():
+            if target.shape != tensors[key].shape or target.dtype != tensors[key].dtype:
+                raise CheckpointError(
+                    f"the checkpoint's {key} is {tuple(tensors[key].shape)} of {tensors[key].dtype}, this run needs "
+                    f"{tuple(target.shape)} of {target.dtype}"
+                )
+            target.copy_(tensors[key])
+        for parameter, state in self.state.items():
+            state.update(plain[names[parameter]])
+
+
+def _warmup(t: int, first: bool, group: Mapping[str, Any]) -> float:
+    warmup_steps = group["regrow_warmup_steps"]
+    return 1.0 if first or warmup_steps == 0 else min(1.0, t / warmup_steps)
+
+
+def age_factors(t: int, first: bool, group: Mapping[str, Any]) -> tuple[float, float]:
+    """w / (1 - b1^t) and (1 - b2^t)^-1/2 of a weight at local step ``t``; ``first``: it is of the first topology."""
+    beta1, beta2 = group["betas"]
+    return _warmup(t, first, group) / (1 - beta1**t), (1 - beta2**t) ** -0.5
+
+
+def local_steps(step: int, moved_steps: list[int]) -> list[tuple[int, bool]]:
+    """For every age from 0 on: the local step at optimizer step ``step`` and whether it is the first topology's age.
+
+    ``moved_steps`` are the steps after which the topology moved, newest first. A weight of age a was grown after
+    ``moved_steps[a]``; an age of ``len(moved_steps)`` is one that no update has grown.
+    """
+    table = [(step - moved, False) for moved in moved_steps]
+    return table if len(table) > MAX_AGE else [*table, (step, True)]

@@ -1,0 +1,219 @@
+from typing import Any
+
+import pytest
+import torch
+from smet_train.errors import CheckpointError, ConfigError
+from smet_train.optim import SmetAdamW
+from smet_train.optim.smet_adamw import MAX_AGE, local_steps
+from torch import Tensor, nn
+
+
+def parameter(n: int = 5, dtype: torch.dtype = torch.float64) -> nn.Parameter:
+    torch.manual_seed(n)
+    return nn.Parameter(torch.randn(n, dtype=dtype))
+
+
+def take_steps(optimizer: torch.optim.Optimizer, p: nn.Parameter, gradients: Tensor) -> None:
+    for gradient in gradients:
+        p.grad = gradient.clone()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("local_step", [True, False])
+def test_equals_torch_adamw_while_nothing_is_regrown(weight_decay: float, local_step: bool) -> None:
+    ours, theirs = parameter(), parameter()
+    settings: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": weight_decay}
+    optimizer = SmetAdamW([ours], **settings, local_step=local_step, topology_moves=True)
+    oracle = torch.optim.AdamW([theirs], **settings)
+    gradients = torch.randn(20, 5, dtype=torch.float64)
+    take_steps(optimizer, ours, gradients)
+    take_steps(oracle, theirs, gradients)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    for key in ("exp_avg", "exp_avg_sq"):
+        torch.testing.assert_close(optimizer.state[ours][key], oracle.state[theirs][key], rtol=1e-12, atol=1e-14)
+
+
+def regrow(optimizer: SmetAdamW, p: nn.Parameter, slots: list[int], step: int) -> None:
+    """What a topology update does to slots that are grown, by hand."""
+    optimizer.note_topology_update(p, step)
+    with torch.no_grad():
+        for held in (p, *(s for s in optimizer.state[p].values() if isinstance(s, Tensor))):
+            held[slots] = 0
+
+
+@pytest.mark.parametrize("beta2", [0.999, 0.95])
+def test_a_regrown_weight_under_constant_gradient_moves_by_lr_times_warmup(beta2: float) -> None:
+    p = parameter(2)
+    optimizer = SmetAdamW([p], lr=1e-3, betas=(0.9, beta2), eps=1e-12, regrow_warmup_steps=10, topology_moves=True)
+    take_steps(optimizer, p, torch.randn(50, 2, dtype=torch.float64))
+    regrow(optimizer, p, [1], step=50)
+    for t in range(1, 16):
+        before = float(p.detach()[1])
+        take_steps(optimizer, p, torch.full((1, 2), 0.37, dtype=torch.float64))
+        assert before - float(p.detach()[1]) == pytest.approx(1e-3 * min(1.0, t / 10), rel=1e-6)
+
+
+@pytest.mark.parametrize(("beta2", "first", "largest", "at"), [(0.999, 3.1623, 6.5691, 12), (0.95, 0.4472, 1.0967, 20)])
+def test_the_naive_shared_step_overshoots_by_the_closed_form(
+    beta2: float, first: float, largest: float, at: int
+) -> None:
+    # With a shared step far along, the bias corrections are 1, so newborn moments give (1-b1^t)/sqrt(1-b2^t) * lr.
+    p = parameter(2)
+    optimizer = SmetAdamW(
+        [p], lr=1e-3, betas=(0.9, beta2), eps=1e-12, local_step=False, regrow_warmup_steps=0, topology_moves=True
+    )
+    optimizer.state[p]["step"] = 100_000
+    regrow(optimizer, p, [1], step=100_000)
+    moved = []
+    for _ in range(30):
+        before = float(p.detach()[1])
+        take_steps(optimizer, p, torch.full((1, 2), 0.37, dtype=torch.float64))
+        moved.append((before - float(p.detach()[1])) / 1e-3)
+    expected = [(1 - 0.9**t) / (1 - beta2**t) ** 0.5 for t in range(1, 31)]
+    assert moved == pytest.approx(expected, rel=1e-6)
+    assert moved[0] == pytest.approx(first, rel=1e-3)
+    assert max(moved) == pytest.approx(largest, rel=1e-3)
+    assert moved.index(max(moved)) + 1 == at
+
+
+def test_the_warmup_alone_is_a_switch_of_its_own() -> None:
+    # Shared step with warm-up: the naive step times t / W.
+    p = parameter(2)
+    optimizer = SmetAdamW([p], lr=1.0, eps=0.0, local_step=False, regrow_warmup_steps=4, topology_moves=True)
+    optimizer.state[p]["step"] = 100_000
+    regrow(optimizer, p, [1], step=100_000)
+    for t in range(1, 7):
+        before = float(p.detach()[1])
+        take_steps(optimizer, p, torch.ones(1, 2, dtype=torch.float64))
+        naive = (1 - 0.9**t) / (1 - 0.999**t) ** 0.5
+        assert before - float(p.detach()[1]) == pytest.approx(min(1.0, t / 4) * naive, rel=1e-6)
+
+
+def test_local_steps_of_a_hand_written_history() -> None:
+    # Updates after steps 10, 20, 30; now at step 34. Age 0 was grown after 30, age 3 is of the first topology.
+    assert local_steps(34, [30, 20, 10]) == [(4, False), (14, False), (24, False), (34, True)]
+    assert local_steps(3, []) == [(3, True)]
+
+
+def test_ages_in_one_byte_follow_integer_local_steps_over_300_updates() -> None:
+    torch.manual_seed(0)
+    n, interval, warmup = 40, 30, 100
+    settings: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8}
+    p = parameter(n)
+    optimizer = SmetAdamW([p], **settings, regrow_warmup_steps=warmup, topology_moves=True)
+    exact, m, v = p.detach().clone(), torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+    born, first = torch.zeros(n, dtype=torch.int64), torch.ones(n, dtype=torch.bool)
+    for step in range(1, 300 * interval + 50):
+        g = torch.randn(n, dtype=torch.float64)
+        take_steps(optimizer, p, g[None])
+        t = (step - born).double()
+        m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
+        w = torch.where(first, torch.ones_like(t), (t / warmup).clamp(max=1.0))
+        exact -= 1e-3 * w * (m / (1 - 0.9**t)) / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
+        if step % interval == 0 and step // interval <= 300:
+            grown = torch.randperm(n)[:4]
+            regrow(optimizer, p, grown.tolist(), step)
+            exact[grown], m[grown], v[grown], born[grown], first[grown] = 0, 0, 0, step, False
+    assert optimizer.state[p]["age"].dtype == torch.uint8
+    assert len(optimizer.state[p]["moved_steps"]) == MAX_AGE + 1
+    torch.testing.assert_close(p.detach(), exact, rtol=1e-9, atol=1e-12)
+
+
+def test_a_weight_older_than_255_updates_stays_at_the_highest_age() -> None:
+    p = parameter(2)
+    optimizer = SmetAdamW([p], topology_moves=True)
+    for step in range(1, 301):
+        regrow(optimizer, p, [1], step)
+    assert optimizer.state[p]["age"].tolist() == [255, 0]
+    assert local_steps(301, optimizer.state[p]["moved_steps"])[255] == (301 - 45, False)
+
+
+def test_ages_are_kept_only_where_something_reads_them() -> None:
+    for kwargs, kept in [
+        ({"topology_moves": True}, True),
+        ({"topology_moves": False}, False),
+        ({"topology_moves": True, "local_step": False, "regrow_warmup_steps": 0}, False),
+        ({"topology_moves": True, "local_step": False, "regrow_warmup_steps": 5}, True),
+    ]:
+        p = parameter()
+        assert ("age" in SmetAdamW([p], **kwargs).state[p]) is kept  # type: ignore[arg-type]
+
+
+def test_a_parameter_without_gradient_is_left_alone() -> None:
+    p = parameter()
+    before = p.detach().clone()
+    optimizer = SmetAdamW([p])
+    optimizer.step()
+    assert p.equal(before)
+    assert optimizer.state[p]["step"] == 0
+
+
+def test_lr_scale_multiplies_the_learning_rate() -> None:
+    plain, scaled = parameter(), parameter()
+    gradients = torch.randn(3, 5, dtype=torch.float64)
+    take_steps(SmetAdamW([plain], lr=0.03), plain, gradients)
+    take_steps(SmetAdamW([{"params": [scaled], "lr_scale": 3.0}], lr=0.01), scaled, gradients)
+    torch.testing.assert_close(plain, scaled, rtol=1e-12, atol=1e-14)
+
+
+def test_second_moments_of_bf16_values_decay() -> None:
+    p = parameter(dtype=torch.bfloat16)
+    optimizer = SmetAdamW([p])
+    take_steps(optimizer, p, torch.ones(1, 5, dtype=torch.bfloat16))
+    start = optimizer.state[p]["exp_avg_sq"].clone()
+    take_steps(optimizer, p, torch.zeros(1000, 5, dtype=torch.bfloat16))
+    ratio = optimizer.state[p]["exp_avg_sq"] / start
+    assert ratio.tolist() == pytest.approx([0.3677] * 5, rel=1e-3)  # 0.999^1000
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"lr": -1.0}, {"eps": -1.0}, {"weight_decay": -0.1}, {"regrow_warmup_steps": -1}, {"betas": (0.9, 1.0)}],
+)
+def test_settings_out_of_range_are_refused(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="must be"):
+        SmetAdamW([parameter()], **kwargs)
+
+
+def two_of_a_kind(dtype: torch.dtype) -> tuple[SmetAdamW, nn.Parameter]:
+    p = parameter(dtype=dtype)
+    return SmetAdamW([p], lr=1e-2, regrow_warmup_steps=7, topology_moves=True), p
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_restored_optimizer_goes_on_bit_for_bit(dtype: torch.dtype) -> None:
+    (first, p), (second, q) = two_of_a_kind(dtype), two_of_a_kind(dtype)
+    gradients = torch.randn(40, 5).to(dtype)
+    take_steps(first, p, gradients[:20])
+    regrow(first, p, [0, 3], step=20)
+    tensors, plain = first.state_for_checkpoint({p: "layer.values"})
+    assert {tensor.dtype for tensor in tensors.values()} >= {torch.uint8}
+    second.restore({q: "layer.values"}, {k: v.clone() for k, v in tensors.items()}, plain)
+    with torch.no_grad():
+        q.copy_(p)
+    take_steps(first, p, gradients[20:])
+    take_steps(second, q, gradients[20:])
+    assert p.equal(q)
+    for key, value in first.state[p].items():
+        other = second.state[q][key]
+        assert value.equal(other) and value.dtype == other.dtype if isinstance(value, Tensor) else value == other
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused() -> None:
+    p, q = parameter(), parameter()
+    with_ages = SmetAdamW([p], topology_moves=True)
+    without = SmetAdamW([q])
+    tensors, plain = with_ages.state_for_checkpoint({p: "x"})
+    with pytest.raises(CheckpointError, match=r"x\.age is on one side only; resume with the method"):
+        without.restore({q: "x"}, tensors, plain)
+    with pytest.raises(CheckpointError, match="x is on one side only"):
+        with_ages.restore({p: "x"}, tensors, {})
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(4, dtype=torch.float64), torch.zeros(5, dtype=torch.float32)])
+def test_a_state_of_another_shape_or_dtype_is_refused(wrong: Tensor) -> None:
+    optimizer, p = two_of_a_kind(torch.float64)
+    tensors, plain = optimizer.state_for_checkpoint({p: "x"})
+    with pytest.raises(CheckpointError, match=r"x\.exp_avg is \(\d,\) of torch\.float"):
+        optimizer.restore({p: "x"}, {**tensors, "x.exp_avg": wrong}, plain)
