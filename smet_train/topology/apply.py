@@ -1,0 +1,51 @@
+"""The only place that changes a topology: a move into values, index and optimizer state, all in place."""
+
+import torch
+from torch import Tensor
+
+from smet_train.errors import LayoutError
+from smet_train.sparse.linear import SparseLinear
+from smet_train.topology.move import Move
+
+
+@torch.no_grad()
+def apply_move(name: str, layer: SparseLinear, move: Move, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Apply ``move`` to ``layer`` after optimizer step ``step``.
+
+    Every optimizer state shaped like the values is held per slot and moves with them; scalars stay. The gradient is
+    dropped, since it belongs to the old slots.
+
+    Raises:
+        LayoutError: if an optimizer state has another shape, so that nobody can say how it should move.
+    """
+    parameter = layer.values
+    if hasattr(optimizer, "note_topology_update"):
+        optimizer.note_topology_update(parameter, step)
+    for key, state in optimizer.state[parameter].items():
+        if not isinstance(state, Tensor) or state.dim() == 0:
+            continue
+        if state.shape != parameter.shape:
+            raise LayoutError(
+                f"layer {name}: optimizer state '{key}' has shape {tuple(state.shape)}, the values "
+                f"{tuple(parameter.shape)}; a topology can only move with state that is held per active value"
+            )
+        state.copy_(move.gather(state))
+    parameter.copy_(move.gather(parameter.detach()))
+    parameter.grad = None
+    layer.index.copy_(move.new_index_K)
+    layer.topology_changed()
+
+
+def check_moved(name: str, layer: SparseLinear, move: Move, optimizer: torch.optim.Optimizer) -> None:
+    """Verify a layer right after a move (``debug.check_invariants``).
+
+    The index must be valid, and values and per-slot optimizer state zero at grown slots.
+
+    Raises:
+        LayoutError: naming the layer and what does not hold.
+    """
+    layer.layout.validate_index(layer.index)
+    held = {"values": layer.values.detach(), **optimizer.state[layer.values]}
+    for key, state in held.items():
+        if isinstance(state, Tensor) and state.shape == layer.values.shape and bool(state[move.grown_K].any()):
+            raise LayoutError(f"layer {name}: '{key}' is not zero at a slot grown in this update")

@@ -1,0 +1,36 @@
+"""A topology update of one layer as data: the new index, and where each of its values comes from."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """``new_index_K``: the active sites afterwards, ascending. ``source_K``: the old slot now at slot k, -1 if grown.
+
+    The one rule for everything that is held per slot: ``where(source >= 0, old[source], 0)``.
+    """
+
+    new_index_K: Tensor
+    source_K: Tensor
+
+    @property
+    def grown_K(self) -> Tensor:
+        """True at the slots that were grown."""
+        return self.source_K < 0
+
+    def gather(self, old_K: Tensor) -> Tensor:
+        """What was held per slot, in the new order, zero where grown."""
+        moved = old_K.index_select(0, self.source_K.clamp(min=0))
+        return moved.masked_fill_(self.grown_K, 0)
+
+
+def make_move(index_K: Tensor, keep_K: Tensor, grown_sites: Tensor) -> Move:
+    """The move that keeps the slots marked in ``keep_K`` and adds ``grown_sites`` (none of them in ``index_K``)."""
+    kept_slots = keep_K.nonzero().squeeze(1)
+    sites = torch.cat([index_K[kept_slots], grown_sites])
+    slots = torch.cat([kept_slots, kept_slots.new_full((grown_sites.numel(),), -1)])
+    new_index, order = sites.sort()
+    return Move(new_index, slots[order])

@@ -1,0 +1,33 @@
+"""When the topology moves, and how much of it."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TopologySchedule:
+    """Updates after every ``interval``-th step before ``stop_at * total_steps``, each dropping a fraction of a layer.
+
+    The drop fraction falls from ``drop_fraction`` to ``final_drop_fraction`` over the run along ``shape``: ``cosine``
+    (SMET), ``linear``, or ``constant`` (stays at ``drop_fraction``). There is no update after the last step: a finished
+    model should not hold weights that have never been trained.
+    """
+
+    interval: int
+    drop_fraction: float
+    final_drop_fraction: float
+    shape: str
+    stop_at: float
+    total_steps: int
+
+    def due(self, step: int) -> bool:
+        """Whether the topology moves after optimizer step ``step``, counted from 1."""
+        return step > 0 and step % self.interval == 0 and step < self.stop_at * self.total_steps
+
+    def fraction(self, step: int) -> float:
+        """The drop fraction of an update after step ``step``."""
+        progress = min(1.0, step / self.total_steps)
+        if self.shape == "constant":
+            return self.drop_fraction
+        remaining = 0.5 * (1 + math.cos(math.pi * progress)) if self.shape == "cosine" else 1 - progress
+        return self.final_drop_fraction + (self.drop_fraction - self.final_drop_fraction) * remaining

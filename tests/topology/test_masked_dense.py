@@ -1,0 +1,115 @@
+"""SparseLinear under SmetAdamW is a dense layer with masked weight and masked gradient, in fp64, across updates."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from smet_train.optim import SmetAdamW
+from smet_train.sparse import Layout, SparseLinear
+from smet_train.sparse.backends import BACKENDS
+from smet_train.sparse.sampling import first_index
+from smet_train.topology import TopologySchedule, TopologyUpdater
+from torch import Tensor
+from torch.nn import functional as F
+
+ROWS, COLUMNS, ACTIVE = 12, 10, 36
+LR, BETA1, BETA2, EPS, DECAY = 0.02, 0.9, 0.999, 1e-8, 0.05
+INTERVAL, STEPS = 10, 40
+
+
+@dataclass
+class Method:
+    local_step: bool
+    warmup_steps: int
+    moves: bool
+
+
+METHODS = {
+    "smet": Method(True, 7, True),
+    "smet without warm-up": Method(True, 0, True),
+    "warm-up alone": Method(False, 7, True),
+    "set": Method(False, 0, True),
+    "static": Method(False, 0, False),
+}
+
+
+class MaskedDense:
+    """The same equations on dense tensors, one at a time, with integer local steps; it shares no code with ours."""
+
+    def __init__(self, weight: Tensor, mask: Tensor, method: Method) -> None:
+        self.weight, self.mask, self.method = weight.clone(), mask.clone(), method
+        self.m, self.v = torch.zeros_like(weight), torch.zeros_like(weight)
+        self.local = torch.zeros_like(weight)
+        self.regrown = torch.zeros_like(mask)
+        self.step_count = 0
+
+    def step(self, x: Tensor, target: Tensor) -> float:
+        weight = (self.weight * self.mask).requires_grad_()
+        loss = F.mse_loss(F.linear(x, weight), target)
+        (gradient,) = torch.autograd.grad(loss, weight)
+        gradient = gradient * self.mask
+        self.step_count += 1
+        self.local += 1
+        self.m = BETA1 * self.m + (1 - BETA1) * gradient
+        self.v = BETA2 * self.v + (1 - BETA2) * gradient**2
+        t = self.local if self.method.local_step else torch.full_like(self.local, self.step_count)
+        w = torch.ones_like(t)
+        if self.method.warmup_steps:
+            w = torch.where(self.regrown, (self.local / self.method.warmup_steps).clamp(max=1), w)
+        update = w * (self.m / (1 - BETA1**t)) / ((self.v / (1 - BETA2**t)).sqrt() + EPS)
+        self.weight = (self.weight - LR * update - LR * DECAY * self.weight) * self.mask
+        return float(loss.detach())
+
+    def follow(self, new_mask: Tensor) -> None:
+        """Take over the new topology; which weights must go is checked here, where grown ones come from is not ours."""
+        dropped, grown = self.mask & ~new_mask, new_mask & ~self.mask
+        assert int(dropped.sum()) == int(grown.sum()) > 0
+        kept = self.mask & new_mask
+        assert self.weight[dropped].abs().max() <= self.weight[kept].abs().min()
+        for held in (self.weight, self.m, self.v, self.local):
+            held[dropped | grown] = 0
+        self.regrown = (self.regrown & kept) | grown
+        self.mask = new_mask
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", METHODS)
+def test_parameters_and_moments_follow_the_masked_dense_reference(name: str, backend: str) -> None:
+    method = METHODS[name]
+    torch.manual_seed(0)
+    layout = Layout(ROWS, COLUMNS, ACTIVE)
+    layer = SparseLinear(layout, first_index(layout, 5), torch.randn(ACTIVE, dtype=torch.float64), None, backend)
+    optimizer = SmetAdamW(
+        [layer.values], LR, (BETA1, BETA2), EPS, DECAY,
+        local_step=method.local_step, regrow_warmup_steps=method.warmup_steps, topology_moves=method.moves,
+    )  # fmt: skip
+    schedule = TopologySchedule(INTERVAL, 0.3, 0.1, "cosine", 1.0, STEPS)
+    updater = TopologyUpdater({"layer": layer}, optimizer, schedule if method.moves else None, seed=1)
+
+    def mask() -> Tensor:
+        flat = torch.zeros(layout.sites, dtype=torch.bool)
+        flat[layer.index.long()] = True
+        return flat.view(ROWS, COLUMNS)
+
+    oracle = MaskedDense(layer.to_dense(), mask(), method)
+    updates = 0
+    for step in range(1, STEPS + 1):
+        x, target = torch.randn(16, COLUMNS, dtype=torch.float64), torch.randn(16, ROWS, dtype=torch.float64)
+        loss = F.mse_loss(layer(x), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert oracle.step(x, target) == pytest.approx(float(loss.detach()), rel=1e-12)
+        if updater.step(step):
+            updates += 1
+            oracle.follow(mask())
+        state = optimizer.state[layer.values]
+        at = layer.index.long()
+        for ours, dense in [
+            (layer.values.detach(), oracle.weight),
+            (state["exp_avg"], oracle.m),
+            (state["exp_avg_sq"], oracle.v),
+        ]:
+            torch.testing.assert_close(ours, dense.view(-1)[at], rtol=1e-11, atol=1e-13)
+            assert int((dense.view(-1) != 0).sum()) <= ACTIVE
+    assert updates == (3 if method.moves else 0)

@@ -1,0 +1,94 @@
+import logging
+
+import pytest
+import torch
+from smet_train.optim import SmetAdamW
+from smet_train.sparse import SparseLinear, sparsify
+from smet_train.topology import TopologySchedule, TopologyUpdater
+from torch import nn
+
+
+def build(
+    density: float = 0.25, drop_fraction: float = 0.5, interval: int = 2
+) -> tuple[dict[str, SparseLinear], TopologyUpdater]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 8), nn.Linear(8, 12), nn.Linear(12, 1))
+    layers = sparsify(model, ["*"], density=density, seed=3)
+    optimizer = SmetAdamW([layer.values for layer in layers.values()], topology_moves=True)
+    schedule = TopologySchedule(interval, drop_fraction, drop_fraction, "constant", 1.0, 20)
+    return layers, TopologyUpdater(layers, optimizer, schedule, seed=3, check_invariants=True)
+
+
+def test_ordinary_steps_change_nothing() -> None:
+    layers, updater = build()
+    before = {name: layer.index.clone() for name, layer in layers.items()}
+    assert updater.step(1) == {}
+    assert all(layer.index.equal(before[name]) for name, layer in layers.items())
+
+
+def test_an_update_drops_the_least_and_grows_as_many_elsewhere() -> None:
+    layers, updater = build()
+    before = {name: (layer.index.clone(), layer.values.detach().clone()) for name, layer in layers.items()}
+    event = updater.step(2)
+    # floor(0.5 K) of K = 24, 24 and 3 active values.
+    assert event == {"dropped": 25, "grown": 25, "density": 51 / 204, "drop_fraction": 0.5}
+    for name, layer in layers.items():
+        old_index, old_values = before[name]
+        layer.layout.validate_index(layer.index)
+        kept = set(layer.index.tolist()) & set(old_index.tolist())
+        dropped = [s for s in old_index.tolist() if s not in kept]
+        assert len(dropped) == layer.layout.n_active // 2
+        weakest = old_index[old_values.abs().argsort()[: len(dropped)]]
+        assert sorted(dropped) == sorted(weakest.tolist())
+
+
+def test_an_update_is_done_once() -> None:
+    _, updater = build()
+    assert updater.step(2)
+    assert not updater.due(2)
+    assert updater.step(2) == {}
+
+
+def test_what_was_done_is_remembered_across_a_restart() -> None:
+    _, first = build()
+    first.step(2)
+    _, second = build()
+    second.load_state_dict(first.state_dict())
+    assert not second.due(2)
+    assert second.due(4)
+
+
+def test_without_a_schedule_the_topology_stays() -> None:
+    layers, updater = build()
+    still = TopologyUpdater(layers, updater.optimizer, None, seed=3)
+    assert not any(still.due(step) for step in range(100))
+    assert still.step(2) == {}
+
+
+def test_sites_are_a_function_of_seed_layer_and_step() -> None:
+    layers, updater = build()
+    again, other = build()
+    updater.step(2)
+    other.step(2)
+    assert all(layer.index.equal(again[name].index) for name, layer in layers.items())
+    updater.step(4)
+    assert not all(layer.index.equal(again[name].index) for name, layer in layers.items())
+
+
+def test_more_to_grow_than_there_is_room_for_is_clipped_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    layers, updater = build(density=0.9, drop_fraction=0.5)
+    with caplog.at_level(logging.WARNING):
+        event = updater.step(2)
+        updater.step(4)
+    assert event["grown"] == event["dropped"] == sum(layer.layout.n_inactive for layer in layers.values())
+    assert len(caplog.records) == len(layers)
+    assert "43 weights to regrow but only 10 inactive sites" in caplog.text
+    for layer in layers.values():
+        layer.layout.validate_index(layer.index)
+
+
+def test_a_full_layer_has_nothing_to_move() -> None:
+    layers, updater = build(density=1.0)
+    before = {name: layer.index.clone() for name, layer in layers.items()}
+    assert updater.step(2)["dropped"] == 0
+    assert all(layer.index.equal(before[name]) for name, layer in layers.items())
