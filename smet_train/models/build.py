@@ -1,0 +1,132 @@
+"""Language models from transformers, built from a configuration and randomly initialised; nothing is downloaded."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from smet_train.errors import ConfigError
+
+_POSITIONS = 1024  # smallest position range of a built model, so that it can be used on texts longer than it saw
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What is needed to build a model; ``config_file`` is used by ``family="auto"`` alone, the shape by the others."""
+
+    family: str
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int | None = None
+    dropout: float = 0.0
+    tie_embeddings: bool = False
+    initializer_range: float = 0.02
+    config_file: str | None = None
+
+
+def _llama(spec: ModelSpec, vocab_size: int, sequence_tokens: int, eos_id: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.intermediate_size,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.kv_heads or spec.heads,
+        max_position_embeddings=max(_POSITIONS, sequence_tokens),
+        attention_dropout=spec.dropout,
+        tie_word_embeddings=spec.tie_embeddings,
+        initializer_range=spec.initializer_range,
+        bos_token_id=eos_id,
+        eos_token_id=eos_id,
+    )
+
+
+def _gpt2(spec: ModelSpec, vocab_size: int, sequence_tokens: int, eos_id: int) -> GPT2Config:
+    return GPT2Config(
+        vocab_size=vocab_size,
+        n_embd=spec.hidden_size,
+        n_inner=spec.intermediate_size,
+        n_layer=spec.layers,
+        n_head=spec.heads,
+        n_positions=max(_POSITIONS, sequence_tokens),
+        resid_pdrop=spec.dropout,
+        embd_pdrop=spec.dropout,
+        attn_pdrop=spec.dropout,
+        tie_word_embeddings=spec.tie_embeddings,
+        initializer_range=spec.initializer_range,
+        bos_token_id=eos_id,
+        eos_token_id=eos_id,
+    )
+
+
+def _from_file(path_text: str | None, vocab_size: int, sequence_tokens: int, eos_id: int) -> Any:
+    path = Path(path_text or "")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"model.config_file={path}: cannot be read ({error.strerror}); give the path of a transformers config.json"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"model.config_file={path}: is not JSON ({error})") from error
+    if not isinstance(settings, dict) or "model_type" not in settings:
+        raise ConfigError(
+            f'model.config_file={path}: has no "model_type"; give a config.json that transformers wrote, or add '
+            'one, for instance "model_type": "llama"'
+        )
+    model_type = settings.pop("model_type")
+    settings.update(vocab_size=vocab_size, bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=None)
+    try:
+        config = AutoConfig.for_model(model_type, **settings)
+    except Exception as error:
+        # Every architecture checks its settings in its own way, with its own exception types.
+        raise ConfigError(f"model.config_file={path}: {_first_line(error)}") from error
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions < sequence_tokens:
+        raise ConfigError(
+            f"model.config_file={path}: the model has {positions} positions, data.sequence_tokens is "
+            f"{sequence_tokens}; write data.sequence_tokens={positions} or less"
+        )
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def build_model(spec: ModelSpec, *, vocab_size: int, sequence_tokens: int, eos_id: int, seed: int) -> PreTrainedModel:
+    """A causal language model with fp32 weights drawn from ``seed``, on the CPU.
+
+    Args:
+        vocab_size: rows of the embedding; the tokenizer's vocabulary, also for a config file that says otherwise.
+        sequence_tokens: longest sequence that it will be trained on.
+        eos_id: id of the end-of-text token.
+
+    Raises:
+        ConfigError: if the config file can't be read, or transformers can't build a causal language model from it.
+    """
+    if spec.family == "llama":
+        config: Any = _llama(spec, vocab_size, sequence_tokens, eos_id)
+    elif spec.family == "gpt2":
+        config = _gpt2(spec, vocab_size, sequence_tokens, eos_id)
+    else:
+        config = _from_file(spec.config_file, vocab_size, sequence_tokens, eos_id)
+    torch.manual_seed(seed)
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its remarks are about generation and pre-trained weights
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    except Exception as error:
+        raise ConfigError(
+            f"model.family={spec.family}: transformers cannot build a causal language model of type "
+            f"'{config.model_type}': {_first_line(error)}"
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(level)
+    return model.float()

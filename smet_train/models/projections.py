@@ -1,0 +1,19 @@
+"""Which layers of a model are made sparse when the user names none."""
+
+from torch import nn
+
+from smet_train.sparse.convert import linear_layer_names
+
+PROJECTIONS = {
+    "llama": tuple(f"*.self_attn.{name}_proj" for name in "qkvo") + tuple(f"*.mlp.{name}_proj" for name in ("gate", "up", "down")),
+    "gpt2": ("*.attn.c_attn", "*.attn.c_proj", "*.mlp.c_fc", "*.mlp.c_proj"),
+}  # fmt: skip
+
+
+def default_projections(family: str, model: nn.Module) -> tuple[str, ...]:
+    """Glob patterns of the attention and MLP projections; for an unknown family every linear layer but the output."""
+    if family in PROJECTIONS:
+        return PROJECTIONS[family]
+    get_output = getattr(model, "get_output_embeddings", None)
+    output = get_output() if callable(get_output) else None
+    return tuple(name for name in linear_layer_names(model) if model.get_submodule(name) is not output)
