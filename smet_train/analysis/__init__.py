@@ -1,0 +1,1 @@
+"""Reading run folders: summaries and tables."""

@@ -1,0 +1,108 @@
+"""The closing summary of a run, from its metrics.jsonl alone."""
+
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from smet_train.tracking.jsonl import read_events
+
+_LAST_STEPS = 10
+
+
+def _numbers(events: list[dict[str, Any]], key: str) -> list[float]:
+    return [float(event[key]) for event in events if event.get(key) is not None]
+
+
+def run_summary(run_folder: Path) -> dict[str, Any]:
+    """The facts of a run; a fact that the run has not produced is absent.
+
+    Losses are in nats a token. ``train_loss`` is the mean of the last 10 steps. ``spikes`` has, for each source of
+    losses, the number of measured updates and the mean and largest spike.
+    """
+    path = run_folder / "metrics.jsonl"
+    events = read_events(path) if path.is_file() else []
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        by_kind.setdefault(event["event"], []).append(event)
+    summary: dict[str, Any] = {"topology_updates": len(by_kind.get("topology", [])), "spikes": {}}
+    if steps := by_kind.get("train"):
+        summary["step"] = steps[-1]["step"]
+        summary["tokens"] = steps[-1]["tokens"]
+        summary["train_loss"] = fmean(_numbers(steps[-_LAST_STEPS:], "loss"))
+        summary["tokens_per_s"] = median(_numbers(steps, "tokens_per_s"))
+    if evals := by_kind.get("eval"):
+        summary["first_eval_loss"], summary["eval_loss"] = (float(evals[i]["loss"]) for i in (0, -1))
+        summary["perplexity"] = float(evals[-1]["perplexity"])
+    for source in ("train", "probe"):
+        spikes = _numbers([event for event in by_kind.get("spike", []) if event["source"] == source], "spike")
+        if spikes:
+            summary["spikes"][source] = {"count": len(spikes), "mean": fmean(spikes), "largest": max(spikes)}
+    if header := by_kind.get("run"):
+        summary.update({key: header[0][key] for key in ("method", "density", "beta2")})
+    if memory := by_kind.get("memory"):
+        summary["memory"] = memory[-1]
+    if end := by_kind.get("end"):
+        summary["reason"] = end[-1]["reason"]
+    return summary
+
+
+def format_bytes(count: float) -> str:
+    """Bytes with a binary unit."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def _facts_table(summary: dict[str, Any]) -> Table:
+    table = Table(title="summary", title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("value", overflow="fold")
+    if "step" in summary:
+        table.add_row("steps", f"{summary['step']:,} ({summary['tokens']:,} tokens)")
+        table.add_row(f"training loss, last {_LAST_STEPS} steps", f"{summary['train_loss']:.4f}")
+    if "eval_loss" in summary:
+        fall = summary["first_eval_loss"] - summary["eval_loss"]
+        table.add_row("validation loss", f"{summary['eval_loss']:.4f} (fell by {fall:.4f} nats)")
+        table.add_row("validation perplexity", f"{summary['perplexity']:.2f}")
+    table.add_row("topology updates", str(summary["topology_updates"]))
+    for source, spike in summary["spikes"].items():
+        table.add_row(
+            f"loss spikes, {source}",
+            f"mean {spike['mean']:+.4f}, largest {spike['largest']:+.4f} nats over {spike['count']} updates "
+            f"(beta2 {summary.get('beta2')})",
+        )
+    if "tokens_per_s" in summary:
+        table.add_row("speed, median", f"{summary['tokens_per_s']:,.0f} tokens/s")
+    if "memory" in summary:
+        table.add_row("peak memory of the process", format_bytes(summary["memory"]["peak_rss_bytes"]))
+    return table
+
+
+def _bytes_table(kinds: list[dict[str, Any]]) -> Table:
+    table = Table(title="state in memory against the same model dense", title_justify="left")
+    table.add_column("kind")
+    for column in ("held", "dense", "ratio"):
+        table.add_column(column, justify="right")
+    total = {
+        "kind": "total",
+        "bytes": sum(row["bytes"] for row in kinds),
+        "dense_bytes": sum(row["dense_bytes"] for row in kinds),
+    }
+    for row in [*kinds, total]:
+        ratio = f"{row['bytes'] / row['dense_bytes']:.3f}" if row["dense_bytes"] else "-"
+        if row is total:
+            table.add_section()
+        table.add_row(row["kind"], format_bytes(row["bytes"]), format_bytes(row["dense_bytes"]), ratio)
+    return table
+
+
+def print_summary(console: Console, summary: dict[str, Any]) -> None:
+    """Print losses, spikes, speed, and bytes by kind against dense."""
+    console.print(_facts_table(summary))
+    if "memory" in summary:
+        console.print(_bytes_table(summary["memory"]["kinds"]))

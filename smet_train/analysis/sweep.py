@@ -1,0 +1,69 @@
+"""The table over the runs of a sweep, on the terminal and as CSV."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from smet_train.analysis.summary import run_summary
+
+COLUMNS = (
+    "name",
+    "status",
+    "step",
+    "train_loss",
+    "eval_loss",
+    "perplexity",
+    "mean_spike",
+    "tokens_per_s",
+    "wall_s",
+    "error",
+    "folder",
+)
+
+
+def sweep_rows(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a job, with the columns of ``COLUMNS``; what a job has not produced is None.
+
+    Each job has name, status ("done", "failed" or "stopped"), error (text or None), wall_s and folder.
+    """
+    rows = []
+    for job in jobs:
+        summary = run_summary(Path(job["folder"]))
+        facts = {**summary, **job, "mean_spike": summary["spikes"].get("train", {}).get("mean")}
+        rows.append({column: facts.get(column) for column in COLUMNS})
+    return rows
+
+
+def write_sweep_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """All columns, numbers in full precision, an empty cell for None."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def print_sweep_table(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Print the runs, failed ones with the first line of their error."""
+    table = Table(title="sweep", title_justify="left")
+    table.add_column("run", overflow="fold")
+    table.add_column("status")
+    for column in ("step", "train loss", "val. loss", "perplexity", "mean spike", "tokens/s"):
+        table.add_column(column, justify="right")
+    formats = {
+        "step": "{:,}",
+        "train_loss": "{:.4f}",
+        "eval_loss": "{:.4f}",
+        "perplexity": "{:.2f}",
+        "mean_spike": "{:+.4f}",
+        "tokens_per_s": "{:,.0f}",
+    }
+    for row in rows:
+        cells = ["-" if row[key] is None else text.format(row[key]) for key, text in formats.items()]
+        table.add_row(row["name"], row["status"], *cells)
+    console.print(table)
+    for row in rows:
+        if row["error"]:
+            console.print(f"{row['name']}: {row['error']}", style="red", soft_wrap=True, markup=False)

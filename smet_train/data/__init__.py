@@ -1,0 +1,1 @@
+"""Data: sources of documents, tokenizer, packing into windows, batches. Every iterator yields its state."""

@@ -1,0 +1,66 @@
+"""The embedded corpus: the Python source files of the interpreter's own standard library."""
+
+import hashlib
+import os
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from smet_train.errors import DataError
+
+# Tests hold odd encodings and long tables; the rest is not the standard library or not its source.
+_LEFT_OUT = {"test", "tests", "idle_test", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
+
+
+@dataclass(frozen=True, slots=True)
+class PythonFiles:
+    """Paths in a fixed, mixed order, their size and the SHA-256 of their names and contents."""
+
+    paths: tuple[str, ...]
+    size_bytes: int
+    fingerprint: str
+
+
+def find_python_files(root: Path | None = None) -> PythonFiles:
+    """The UTF-8 ``.py`` files under ``root`` (default: the standard library), in the order of their names' hashes.
+
+    That order mixes the packages, so that the first documents of the stream, which train the tokenizer and fill the
+    validation windows, are a fair sample.
+
+    Raises:
+        DataError: if there is none, as in an interpreter that ships without its source.
+    """
+    root = Path(sysconfig.get_path("stdlib")) if root is None else root
+    relative = sorted(_walk(root, ""), key=lambda name: hashlib.sha256(name.encode()).digest())
+    digest, paths, size_bytes = hashlib.sha256(), [], 0
+    for name in relative:
+        content = (root / name).read_bytes()
+        if content and _is_utf8(content):
+            digest.update(f"{name}\0{len(content)}\0".encode() + content)
+            paths.append(str(root / name))
+            size_bytes += len(content)
+    if not paths:
+        raise DataError(
+            f"data.source=python_source: {root} holds no .py file; this interpreter ships without its library's "
+            "source. Write data.source=text data.files=[...] instead"
+        )
+    return PythonFiles(tuple(paths), size_bytes, digest.hexdigest())
+
+
+def _walk(root: Path, prefix: str) -> Iterator[str]:
+    for entry in os.scandir(root / prefix):
+        if entry.is_dir(follow_symlinks=False):
+            if entry.name not in _LEFT_OUT:
+                yield from _walk(root, f"{prefix}{entry.name}/")
+        # _sysconfigdata_* is written by the build and differs between machines.
+        elif entry.name.endswith(".py") and not entry.name.startswith("_sysconfigdata"):
+            yield prefix + entry.name
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

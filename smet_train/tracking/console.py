@@ -1,0 +1,93 @@
+"""The display of a run: a progress bar on a terminal, plain lines elsewhere."""
+
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_MEMORY_EVERY_STEPS = 10
+_GIB = 1024**3
+
+
+def duration(seconds: float) -> str:
+    """h:mm:ss."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def event_line(event: dict[str, Any]) -> str | None:
+    """One readable line for an event that deserves one; None for the rest."""
+    kind, step = event["event"], event.get("step")
+    if kind == "eval":
+        return f"step {step}  validation loss {event['loss']:.4f}  perplexity {event['perplexity']:.2f}"
+    if kind == "topology":
+        moved = f"dropped {event['dropped']:,}, grew {event['grown']:,} values"
+        return f"step {step}  topology: {moved} (drop fraction {event['drop_fraction']:.3f})"
+    if kind == "spike":
+        recovery = event["recovery_steps"]
+        recovered = "not recovered" if recovery is None else f"recovered in {recovery} steps"
+        return (
+            f"step {step}  spike ({event['source']} loss): {event['spike']:+.4f} over {event['baseline']:.4f}, "
+            f"{recovered} (window {event['horizon_steps']} steps)"
+        )
+    if kind == "checkpoint":
+        return f"step {step}  checkpoint {event['path']}"
+    return None
+
+
+class ConsoleSink:
+    """Step, loss, tokens/s, ETA and memory.
+
+    Args:
+        total_steps: steps of the whole run.
+        start_step: the step that this process starts from.
+        log_interval: steps between two plain lines, where there is no terminal.
+    """
+
+    def __init__(self, console: Console, *, total_steps: int, start_step: int, log_interval: int) -> None:
+        self._console = console
+        self._total_steps = total_steps
+        self._log_interval = log_interval
+        self._process = psutil.Process()
+        self._memory_gib = self._process.memory_info().rss / _GIB
+        self._progress: Progress | None = None
+        if console.is_terminal:
+            self._progress = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[facts]}"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(compact=True),
+                console=console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("train", total=total_steps, completed=start_step, facts="")
+            self._progress.start()
+
+    def emit(self, event: dict[str, Any]) -> None:
+        if event["event"] == "train":
+            self._train(event)
+        elif (line := event_line(event)) is not None:
+            self._console.print(line, soft_wrap=True)
+
+    def _train(self, event: dict[str, Any]) -> None:
+        step, speed = event["step"], event["tokens_per_s"]
+        if step % _MEMORY_EVERY_STEPS == 0:
+            self._memory_gib = self._process.memory_info().rss / _GIB
+        if self._progress is not None:
+            facts = f"loss {event['loss']:.3f}  {speed:,.0f} tokens/s  {self._memory_gib:.2f} GiB"
+            self._progress.update(self._task, completed=step, facts=facts)
+        elif step % self._log_interval == 0 or step == self._total_steps:
+            tokens_left = event["tokens"] / step * (self._total_steps - step)
+            eta = duration(tokens_left / speed) if speed > 0 else "?"
+            self._console.print(
+                f"step {step}/{self._total_steps}  loss {event['loss']:.4f}  lr {event['lr']:.2e}  "
+                f"grad norm {event['grad_norm']:.2f}  {speed:,.0f} tokens/s  ETA {eta}  {self._memory_gib:.2f} GiB",
+                soft_wrap=True,
+            )
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()

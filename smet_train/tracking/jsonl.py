@@ -1,0 +1,70 @@
+"""metrics.jsonl: one JSON object a line, the source of truth of a run."""
+
+import json
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def to_line(event: dict[str, Any]) -> str:
+    """Strict JSON, which has no NaN or infinity: they are written as the strings "nan", "inf" and "-inf"."""
+    finite = {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in event.items()
+    }
+    return json.dumps(finite, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of a metrics file; a last line torn by a crash is left out.
+
+    Raises:
+        ValueError: if a line other than the last is not a JSON object.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    events = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            events.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: {error}") from error
+    return events
+
+
+class JsonlSink:
+    """Appends events to ``path``; each line reaches the operating system at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("ab")
+
+    def emit(self, event: dict[str, Any]) -> None:
+        self._file.write(to_line(event).encode())
+        self._file.flush()
+
+    def position(self) -> int:
+        """Size of the file in bytes, with everything in it on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def truncate(self, position: int) -> None:
+        """Cut off what was written after a checkpoint, so that a resumed run writes the file of an unbroken one."""
+        size = self.path.stat().st_size
+        if size < position:
+            log.warning(
+                "%s has %d bytes, fewer than the %d at the checkpoint: earlier events are missing from it",
+                self.path, size, position,
+            )  # fmt: skip
+            position = size
+        self._file.truncate(position)
+        self._file.seek(position)
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,40 @@
+"""Events and their fields, the same in metrics.jsonl, on the console and in wandb.
+
+``FIELDS`` gives each event's numeric fields with meaning and unit. Fields of ``TIME_FIELDS`` depend on the clock, so
+two runs that are otherwise equal differ in them.
+"""
+
+FIELDS: dict[str, dict[str, str]] = {
+    "train": {
+        "loss": "mean cross-entropy of the step's batch, nats a token, before its update",
+        "lr": "learning rate of the step, before any density scale",
+        "grad_norm": "global gradient norm before clipping, sparse values included",
+        "tokens": "tokens trained on so far",
+        "tokens_per_s": "training speed over the last steps, evaluation and saving left out",
+    },
+    "eval": {
+        "loss": "mean cross-entropy over the validation windows, nats a token",
+        "perplexity": "exp(loss)",
+        "tokens": "tokens that were predicted",
+    },
+    "topology": {
+        "dropped": "values dropped, over all sparse layers",
+        "grown": "values grown, over all sparse layers",
+        "density": "active values over sites of the sparse layers",
+        "drop_fraction": "fraction of active values that this update replaces",
+    },
+    "spike": {
+        "baseline": "loss before the update, nats a token",
+        "peak": "highest loss within the horizon after the update, nats a token",
+        "spike": "peak - baseline, nats a token",
+        "recovery_steps": "steps after the update until the loss, past its peak, is at the baseline again",
+    },
+    "memory": {
+        "rss_bytes": "resident memory of the process",
+        "peak_rss_bytes": "highest resident memory of the process",
+        "device_bytes": "memory that torch holds on the GPU",
+        "peak_device_bytes": "highest memory that torch held on the GPU",
+    },
+}
+
+TIME_FIELDS = frozenset({"time_s", "tokens_per_s"})
