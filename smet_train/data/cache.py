@@ -1,24 +1,30 @@
-"""Where tokenizers and validation windows are kept between runs."""
+"""The cache of what is derived from a source: tokenizers and validation windows."""
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from platformdirs import user_cache_path
+import platformdirs
+
+log = logging.getLogger(__name__)
 
 
 def default_cache_dir() -> Path:
-    """``$SMET_CACHE_DIR``, else the user's cache folder of this platform."""
-    named = os.environ.get("SMET_CACHE_DIR")
-    return Path(named) if named else user_cache_path("smet-train")
+    """``$SMET_CACHE_DIR``, or else the user's cache folder of this system."""
+    chosen = os.environ.get("SMET_CACHE_DIR")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("smet-train")
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file beside ``path``, then rename it: a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+def store(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside ``path`` and rename it into place; a cache that can't be written is only a warning."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        write(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("can't write the cache %s (%s); going on without", path, error)

@@ -3,7 +3,7 @@
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from gzip import BadGzipFile
 from typing import Any
 
@@ -84,7 +84,9 @@ class DocumentStream:
         return state
 
     def _failure(self, error: Exception) -> DataError:
-        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        what = " ".join(str(error).split())[:500]
+        if not isinstance(error, RowError):
+            what = f"{type(error).__name__}: {what}"
         file = self._current_shard()
         place = f"{file} (of {self._where})" if file else self._where
         return DataError(f"can't read {place}: {what}", exit_status=2 if isinstance(error, _BAD_CONTENT) else 1)
@@ -114,9 +116,14 @@ def _find_shard_index(state: object) -> int | None:
     return None
 
 
-def read_field(field: str) -> Callable[[Row], str]:
-    """Reader of a column."""
-    return lambda row: _text_of(row, field)
+class RowError(ValueError):
+    """A row that holds no text; the stream turns it into a DataError that names the file."""
+
+
+def read_field(field: str, columns: Iterable[str]) -> Callable[[Row], str]:
+    """Reader of the column ``field`` among ``columns``."""
+    columns = sorted(columns)
+    return lambda row: _text_of(row, field, columns)
 
 
 def read_line(row: Row) -> str:
@@ -134,21 +141,18 @@ def read_json_line(field: str) -> Callable[[Row], str]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"a line is not JSON ({error}): {line[:80]!r}") from None
+            raise RowError(f"a line is not JSON ({error}): {line[:80]!r}") from None
         if not isinstance(record, dict):
-            raise ValueError(f"a line holds a {type(record).__name__}, not a JSON object: {line[:80]!r}")
-        return _text_of(record, field)
+            raise RowError(f"a line holds a {type(record).__name__}, not a JSON object: {line[:80]!r}")
+        return _text_of(record, field, record)
 
     return read
 
 
-def _text_of(row: Row, field: str) -> str:
+def _text_of(row: Row, field: str, columns: Iterable[str]) -> str:
     text = row.get(field)
     if text is None:
-        raise ValueError(
-            f"a row has no text in data.text_field={field!r}; the columns with a value are "
-            f"{sorted(key for key, value in row.items() if value is not None)}"
-        )
+        raise RowError(f"a row has no text in data.text_field={field!r}; its columns are {', '.join(columns)}")
     if not isinstance(text, str):
-        raise ValueError(f"data.text_field={field!r} holds {type(text).__name__}, not text")
+        raise RowError(f"data.text_field={field!r} holds {type(text).__name__}, not text")
     return text

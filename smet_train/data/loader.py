@@ -1,88 +1,130 @@
-"""Micro-batches, read ahead in a thread; the state is that of the last one handed out."""
+"""Micro-batches of windows, read ahead in a background thread without losing the position."""
 
 import queue
 import threading
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from smet_train.data.windows import TokenWindows
+from smet_train.data.stream import TokenWindows
 
 _POLL_S = 0.1
 
 
-class BatchLoader:
-    """Endless micro-batches of ``micro_batch_size`` windows, int64 of shape (micro_batch_size, sequence_tokens + 1).
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A batch and the position after it, or what went wrong instead."""
+
+    batch: Tensor | None
+    state: dict[str, Any]
+    error: BaseException | None = None
+
+
+class BatchLoader(Iterator[Tensor]):
+    """Endless iterator of micro-batches (``micro_batch_size``, ``sequence_tokens + 1``) of int64 ids, on the CPU.
 
     Args:
-        prefetch_batches: micro-batches read ahead while the model computes; 0 reads when asked.
+        windows: owned by the loader from now on.
+        prefetch_batches: micro-batches read ahead; 0 reads them in the caller's thread, when they are asked for.
     """
 
     def __init__(self, windows: TokenWindows, *, micro_batch_size: int, prefetch_batches: int) -> None:
         self._windows = windows
         self._micro_batch_size = micro_batch_size
-        self._queue: queue.Queue[tuple[Tensor, dict[str, Any]] | BaseException] = queue.Queue(max(1, prefetch_batches))
-        self._prefetch = prefetch_batches > 0
-        self._thread: threading.Thread | None = None
-        self._closed = threading.Event()
+        self._prefetch_batches = prefetch_batches
         self._state = windows.state_dict()
-
-    def __iter__(self) -> "BatchLoader":
-        return self
+        self._error: BaseException | None = None
+        self._reader: _Reader | None = None
 
     def __next__(self) -> Tensor:
-        """The next micro-batch; an error met while reading ahead is raised when its batch is due."""
+        """The next micro-batch.
+
+        Raises:
+            DataError: if the source can't be read; again on every later call.
+        """
+        if self._error is not None:
+            raise self._error
         item = self._next_item()
-        if isinstance(item, BaseException):
-            raise item
-        batch, self._state = item
-        return batch
-
-    def _next_item(self) -> tuple[Tensor, dict[str, Any]] | BaseException:
-        if not self._prefetch:
-            return self._read()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._read_ahead, name="batch-loader", daemon=True)
-            self._thread.start()
-        return self._queue.get()
-
-    def _read(self) -> tuple[Tensor, dict[str, Any]]:
-        batch = torch.tensor([next(self._windows) for _ in range(self._micro_batch_size)])
-        return batch, self._windows.state_dict()
-
-    def _read_ahead(self) -> None:
-        while not self._closed.is_set():
-            item: tuple[Tensor, dict[str, Any]] | BaseException
-            try:
-                item = self._read()
-            except BaseException as error:
-                item = error
-            self._put(item)
-            if isinstance(item, BaseException):
-                return
-
-    def _put(self, item: tuple[Tensor, dict[str, Any]] | BaseException) -> None:
-        while not self._closed.is_set():
-            try:
-                self._queue.put(item, timeout=_POLL_S)
-            except queue.Full:
-                continue
-            return
+        if item.error is not None:
+            self._error = item.error
+            raise item.error
+        assert item.batch is not None
+        self._state = item.state
+        return item.batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Position right after the last batch handed out, whatever has been read ahead."""
+        """The position after the last batch that was handed out, whatever was read ahead."""
         return self._state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where ``state`` was taken; only before the first batch."""
-        assert self._thread is None
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the batch that was the last when ``state`` was taken; drops what was read ahead.
+
+        Raises:
+            DataError: if ``state`` belongs to another source, tokenizer or order.
+        """
+        self.close()
         self._windows.load_state_dict(state)
-        self._state = dict(state)
+        self._state = self._windows.state_dict()
+        self._error = None
 
     def close(self) -> None:
-        """End the reading thread."""
-        self._closed.set()
-        if self._thread is not None:
-            self._thread.join()
+        """Stop reading ahead. The loader may be used again after ``load_state_dict``."""
+        if self._reader is not None:
+            self._reader.stop()
+            self._reader = None
+
+    def _next_item(self) -> _Item:
+        if self._prefetch_batches == 0:
+            return _read(self._windows, self._micro_batch_size)
+        if self._reader is None:
+            # What an earlier reader had read ahead was dropped with it.
+            self._windows.load_state_dict(self._state)
+            self._reader = _Reader(self._windows, self._micro_batch_size, self._prefetch_batches)
+        return self._reader.items.get()
+
+
+class _Reader:
+    """A thread that fills a queue; it ends with the interpreter or with its owner, whichever is first."""
+
+    def __init__(self, windows: TokenWindows, micro_batch_size: int, prefetch_batches: int) -> None:
+        self.items: queue.Queue[_Item] = queue.Queue(prefetch_batches)
+        stopping = threading.Event()
+        thread = threading.Thread(
+            target=_fill,
+            args=(windows, micro_batch_size, self.items, stopping),
+            name="smet-train data reader",
+            daemon=True,
+        )
+        # Runs at exit too: a thread inside pyarrow or tokenizers while the interpreter is torn down prints noise.
+        self.stop = weakref.finalize(self, _stop, thread, stopping)
+        thread.start()
+
+
+def _stop(thread: threading.Thread, stopping: threading.Event) -> None:
+    stopping.set()
+    thread.join()
+
+
+def _fill(windows: TokenWindows, micro_batch_size: int, items: "queue.Queue[_Item]", stopping: threading.Event) -> None:
+    while not stopping.is_set():
+        item = _read(windows, micro_batch_size)
+        while not stopping.is_set():
+            try:
+                items.put(item, timeout=_POLL_S)
+                break
+            except queue.Full:
+                continue
+        if item.error is not None:
+            return
+
+
+def _read(windows: TokenWindows, micro_batch_size: int) -> _Item:
+    try:
+        batch = torch.tensor([next(windows) for _ in range(micro_batch_size)], dtype=torch.int64)
+        return _Item(batch, windows.state_dict())
+    except BaseException as error:  # handed to the thread that asks for the batch
+        return _Item(None, windows.state_dict(), error)

@@ -1,156 +1,197 @@
-"""Where documents come from: every source becomes one streamed data set with the same columns."""
+"""Sources of documents, all of them streamed through ``datasets``: one class, opened from a description."""
 
-import copy
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import glob
+import hashlib
+import pickle
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import datasets
 from datasets import IterableDataset, load_dataset
 
-from smet_train.data.files import check_file, expand, fingerprint, is_url, standard_library_files
+from smet_train.data import files
+from smet_train.data.documents import DocumentStream, Row, State, read_field, read_json_line, read_line, shuffle_shards
+from smet_train.data.hub import open_hub
+from smet_train.data.python_source import find_python_files
 from smet_train.errors import DataError
 
-datasets.disable_progress_bars()
-# Its warnings speak of a shuffle buffer that is not used here, and of retries that our own errors report.
-datasets.logging.set_verbosity_error()
 
-_BUILDERS = {"text": "text", "jsonl": "json", "parquet": "parquet"}
-_LOCAL_HINT = "data=python_source needs no network, data=text, jsonl or parquet reads local files"
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SourceSpec:
-    """A source as the configuration names it: ``kind`` is python_source, text, jsonl, parquet or hub."""
+    """What to read; the meaning of each field is the ``data.*`` setting's."""
 
-    kind: str
-    files: tuple[str, ...] = ()
-    name: str | None = None
-    subset: str | None = None
-    split: str = "train"
-    text_field: str = "text"
-    text_unit: str = "paragraph"
+    kind: str  # python_source, text, jsonl, parquet or hub
+    files: tuple[str, ...] = ()  # globs, paths or http(s) URLs, for text, jsonl and parquet
+    name: str | None = None  # of the hub data set
+    subset: str | None = None  # of the hub data set
+    split: str = "train"  # of the hub data set
+    text_field: str = "text"  # column of jsonl, parquet and hub
+    text_unit: str = "paragraph"  # what is a document in a text file: document, paragraph or line
 
 
+@dataclass(frozen=True)
 class Source:
-    """A streamed data set of documents.
+    """An opened source: any number of passes over its documents.
 
-    ``fingerprint`` changes when the data do; ``description`` is one line for a person.
+    ``fingerprint`` is a SHA-256 (hex) of what identifies the content: names, sizes, heads and tails of local files,
+    names alone of URLs and hub data sets. ``description`` is one line for a person.
     """
 
-    def __init__(self, spec: SourceSpec, stream: IterableDataset, fingerprint: str, description: str) -> None:
-        self.fingerprint = fingerprint
-        self.description = description
-        self._field = "text" if spec.kind in ("python_source", "text") else spec.text_field
-        self._remote = spec.kind == "hub" or any(is_url(name) for name in spec.files)
-        self._stream = stream
+    fingerprint: str
+    description: str
+    name: str
+    _dataset: bytes = field(repr=False)  # pickled, as datasets' own workers get it
+    _read_text: Callable[[Row], str] = field(repr=False)
+    _shards: tuple[str, ...] = field(default=(), repr=False)
 
-    def epoch(self, seed: int | None, epoch: int) -> IterableDataset:
-        """The data set for one pass; the order of its shards is a function of (seed, epoch), or as it is for None.
-
-        Documents inside a shard keep their order: a shuffle buffer's content could not be resumed exactly.
-        """
-        stream = copy.deepcopy(self._stream)  # a stream remembers a loaded position; passes must not share one
-        if seed is not None:
-            stream = stream.shuffle(seed=seed, buffer_size=1, max_buffer_input_shards=1)
-        stream.set_epoch(epoch)
-        return stream
-
-    def texts(self, stream: IterableDataset) -> Iterator[str]:
-        """The documents of a pass.
-
-        Raises:
-            DataError: if a row has no text under the field's name, or reading fails.
-        """
-        rows = iter(stream)
-        while True:
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except Exception as error:
-                # Builders and file systems raise their own types; each is a failure to read this source.
-                raise DataError(
-                    f"{self.description}: reading failed: {_first_line(error)}", exit_status=1 if self._remote else 2
-                ) from error
-            yield self._text(row)
-
-    def _text(self, row: dict[str, Any]) -> str:
-        text = row.get(self._field)
-        if not isinstance(text, str):
-            found = "nothing" if text is None else f"a {type(text).__name__}"
-            raise DataError(
-                f"{self.description}: a row has {found} under data.text_field={self._field}; its fields are "
-                f"{', '.join(row)}"
-            )
-        return text
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def _read_whole_files(paths: Sequence[str]) -> Iterator[dict[str, str]]:
-    for path in paths:
-        yield {"text": Path(path).read_text(encoding="utf-8")}
-
-
-def _python_source() -> Source:
-    files = standard_library_files()
-    if not files:
-        raise DataError("data=python_source: this Python has no source files of its standard library; use data=text")
-    # One shard a file, so that shuffling the shards shuffles the documents.
-    stream = IterableDataset.from_generator(_read_whole_files, gen_kwargs={"paths": files})
-    size = sum(os.path.getsize(file) for file in files)
-    spec = SourceSpec("python_source")
-    description = f"python_source: {len(files)} files of the standard library, {size / 1e6:.1f} MB"
-    return Source(spec, stream, fingerprint(["python_source"], files), description)
-
-
-def _files_source(spec: SourceSpec) -> Source:
-    files = expand(spec.files)
-    local = [name for name in files if not is_url(name)]
-    for name in local:
-        check_file(name, is_text=spec.kind in ("text", "jsonl"))
-    extra = {"sample_by": spec.text_unit} if spec.kind == "text" else {}
-    try:
-        stream = load_dataset(_BUILDERS[spec.kind], data_files=files, split="train", streaming=True, **extra)
-    except (Exception, StopIteration) as error:
-        raise DataError(
-            f"data={spec.kind}: {files[0]} and {len(files) - 1} more cannot be opened: {_first_line(error)}",
-            exit_status=2 if local else 1,
-        ) from error
-    size = sum(os.path.getsize(name) for name in local)
-    amount = f", {size / 1e6:.1f} MB" if len(local) == len(files) else ""
-    facts = [spec.kind, spec.text_field, spec.text_unit]
-    return Source(spec, stream, fingerprint(facts, files), f"{spec.kind}: {len(files)} files{amount}")
-
-
-def _hub_source(spec: SourceSpec) -> Source:
-    assert spec.name is not None
-    try:
-        stream = load_dataset(spec.name, spec.subset, split=spec.split, streaming=True)
-    except Exception as error:
-        raise DataError(
-            f"data.name={spec.name}: the data set cannot be opened: {_first_line(error)}; without a network, "
-            f"{_LOCAL_HINT}",
-            exit_status=1,
-        ) from error
-    facts = ["hub", spec.name, spec.subset or "", spec.split, spec.text_field]
-    return Source(spec, stream, fingerprint(facts, []), f"hub: {spec.name} {spec.subset or ''} {spec.split}")
+    def documents(self, order: tuple[int, int] | None = None, state: State | None = None) -> DocumentStream:
+        """One pass over the documents: shards in order, or permuted by ``order`` = (seed, epoch); from ``state`` on."""
+        # Iterables of datasets carry their position, so two passes must not share one. copy.deepcopy fails in a second
+        # thread, where opening file systems changes a dictionary that it is copying.
+        dataset = pickle.loads(self._dataset)
+        if order is not None:
+            dataset = shuffle_shards(dataset, order)
+        return DocumentStream(dataset, self._read_text, where=self.name, shards=self._shards, order=order, state=state)
 
 
 def open_source(spec: SourceSpec) -> Source:
-    """Check and open a source.
+    """Open a source and read its first document, so that most mistakes show before anything is built.
 
     Raises:
-        DataError: if a file is missing, empty, or not what it should be; with exit status 1 if the hub can't be
-            reached.
+        DataError: naming the setting, file or data set that is missing, unreadable, or without text; ``exit_status``
+            is 1 where the network is at fault.
     """
-    if spec.kind == "python_source":
-        return _python_source()
-    if spec.kind == "hub":
-        return _hub_source(spec)
-    return _files_source(spec)
+    # Bars of library calls that the user didn't make.
+    datasets.disable_progress_bars()
+    openers: dict[str, Callable[[SourceSpec], Source]] = {
+        "python_source": _open_python_source,
+        "text": _open_text,
+        "jsonl": _open_jsonl,
+        "parquet": _open_parquet,
+        "hub": _open_hub_source,
+    }
+    if spec.kind not in openers:
+        raise DataError(f"data.source={spec.kind} is unknown; write one of {', '.join(openers)}")
+    source = openers[spec.kind](spec)
+    if next(source.documents(), None) is None:
+        raise DataError(f"{source.name} holds no text: every document is empty")
+    return source
+
+
+def _open_python_source(spec: SourceSpec) -> Source:
+    found = find_python_files()
+    # As many shards as files makes a full shuffle; load_dataset takes 15 times as long to open and read them.
+    dataset = IterableDataset.from_generator(_read_whole, gen_kwargs={"paths": list(found.paths)})
+    return Source(
+        fingerprint=hashlib.sha256(f"{spec.kind} {found.fingerprint}".encode()).hexdigest(),
+        description=f"the Python standard library's source: {len(found.paths)} files, "
+        f"{files.human_bytes(found.size_bytes)}",
+        name="data.source=python_source",
+        _dataset=pickle.dumps(dataset),
+        _read_text=read_line,
+        _shards=found.paths,
+    )
+
+
+def _read_whole(paths: list[str]) -> Iterator[Row]:
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            yield {"text": file.read()}
+
+
+def _open_text(spec: SourceSpec) -> Source:
+    names = files.readable_files(_expand(spec), files.check_text_head)
+    files.check_locale(names)
+    return _file_source(spec, names, _load_files("text", names, sample_by=spec.text_unit), read_line)
+
+
+def _open_jsonl(spec: SourceSpec) -> Source:
+    # Lines parsed here, not by datasets' JSON reader: that fixes the columns by the first 10 MB and fails on a record
+    # with one column more, hours later.
+    names = files.readable_files(_expand(spec), files.check_text_head)
+    files.check_locale(names)
+    return _file_source(spec, names, _load_files("text", names, sample_by="line"), read_json_line(spec.text_field))
+
+
+def _open_parquet(spec: SourceSpec) -> Source:
+    names = files.readable_files(_expand(spec), files.check_parquet_head)
+    dataset = _load_files("parquet", names)
+    dataset, reader = _select(dataset, spec, str(names[0]))
+    return _file_source(spec, names, dataset, reader)
+
+
+def _open_hub_source(spec: SourceSpec) -> Source:
+    if spec.name is None:
+        raise DataError("data.source=hub needs data.name, for example data.name=allenai/c4 data.subset=en")
+    name = f"hub data set {spec.name}" + (f" ({spec.subset})" if spec.subset else "")
+    dataset = open_hub(spec.name, spec.subset, spec.split)
+    dataset, reader = _select(dataset, spec, name)
+    identity = f"{spec.kind}\0{spec.name}\0{spec.subset}\0{spec.split}\0{spec.text_field}"
+    return Source(
+        fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+        description=f"{name}, split {spec.split}, streamed from {dataset.num_shards} shards",
+        name=name,
+        _dataset=pickle.dumps(dataset),
+        _read_text=reader,
+    )
+
+
+def _expand(spec: SourceSpec) -> list[str]:
+    if not spec.files:
+        raise DataError(f"data.source={spec.kind} needs data.files, for example data.files=['corpus/*.txt']")
+    return files.expand(spec.files)
+
+
+def _load_files(builder: str, names: Sequence[str], **settings: str) -> IterableDataset:
+    """The streaming dataset over ``names``, one shard a file."""
+    patterns = [name if files.is_url(name) else glob.escape(name) for name in names]
+    try:
+        # The builder's lock file is all that it would leave in the user's cache.
+        with tempfile.TemporaryDirectory() as cache_dir:
+            return load_dataset(
+                builder, data_files=patterns, split="train", streaming=True, cache_dir=cache_dir, **settings
+            )
+    except Exception as error:  # whatever the reader of the format raises on a damaged first file
+        for url in filter(files.is_url, names):
+            _check_url(url)
+        raise DataError(f"data.files: can't open {names[0]} or its fellows: {error}") from error
+
+
+def _check_url(url: str) -> None:
+    """Raises DataError if ``url`` can't be fetched: datasets says for all reasons that it is unable to find it."""
+    try:
+        urllib.request.urlopen(url, timeout=10).close()
+    except urllib.error.HTTPError as error:
+        raise DataError(f"data.files: {url} answers {error.code} {error.reason}") from error
+    except OSError as error:
+        raise DataError(
+            f"data.files: can't reach {url}: {error}; data.source=text, jsonl and parquet read local files too",
+            exit_status=1,
+        ) from error
+
+
+def _select(dataset: IterableDataset, spec: SourceSpec, where: str) -> tuple[IterableDataset, Callable[[Row], str]]:
+    """``dataset`` reduced to its text column, and the reader of that."""
+    columns: list[str] = dataset.column_names or list(next(iter(pickle.loads(pickle.dumps(dataset))), {}))
+    if spec.text_field not in columns:
+        raise DataError(
+            f"{where} has no column {spec.text_field!r}; write data.text_field=, its columns are {', '.join(columns)}"
+        )
+    return dataset.select_columns([spec.text_field]), read_field(spec.text_field, columns)
+
+
+def _file_source(
+    spec: SourceSpec, names: Sequence[str], dataset: IterableDataset, reader: Callable[[Row], str]
+) -> Source:
+    settings = spec.text_unit if spec.kind == "text" else spec.text_field
+    return Source(
+        fingerprint=files.fingerprint(names, f"{spec.kind} {settings}"),
+        description=f"{spec.kind}: {files.describe_files(names)}",
+        name=f"data.files={list(spec.files)}",
+        _dataset=pickle.dumps(dataset),
+        _read_text=reader,
+        _shards=tuple(names),
+    )

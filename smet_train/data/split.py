@@ -1,12 +1,12 @@
-"""Which documents are held out, decided by their content alone."""
+"""Which documents are held out for validation."""
 
-from hashlib import blake2b
+import hashlib
 
 
-def is_validation(text: str, fraction: float) -> bool:
-    """Whether a document belongs to the validation split.
+def is_validation(document: str, fraction: float) -> bool:
+    """Whether ``document`` belongs to the validation split of about ``fraction`` of all documents.
 
-    A hash of the text decides, so equal documents fall on the same side, whatever the order, epoch or file.
+    A function of its text alone, so equal documents fall on the same side and no run trains on what it is judged by.
     """
-    digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") < fraction * 2**64
+    digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64

@@ -1,13 +1,16 @@
-"""The tokenizer: byte-level BPE trained on the source, or one from a file or the hub."""
+"""Tokenizers: a byte-level BPE trained on the source, or one loaded from a file or the hub."""
 
+import hashlib
+import json
 import logging
-from collections.abc import Iterator
-from hashlib import sha256
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from smet_train.data.cache import write_atomically
+from smet_train.data import cache
+from smet_train.data.files import human_bytes
+from smet_train.data.hub import fetch_tokenizer
 from smet_train.data.sources import Source
 from smet_train.data.split import is_validation
 from smet_train.errors import DataError
@@ -15,79 +18,170 @@ from smet_train.errors import DataError
 log = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
-_END_TOKENS = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "<end_of_turn>")
-_FORMAT = "bpe-1"  # part of the cache key: a change of the training below makes old files unused
+MIN_VOCAB_SIZE = 257  # every byte and the end-of-text token
+# Tried in this order where no tokenizer_config.json says which it is.
+_KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
+_FORMAT = "byte-level BPE 1"
 
 
 class TextTokenizer:
-    """A ``tokenizers.Tokenizer`` with what training needs: its size, its end-of-text token, its identity.
+    """Text to token ids and back. No special token is ever read from text or added but by the packing.
 
-    Raises:
-        DataError: if none of the usual end-of-text tokens is in its vocabulary.
+    Attributes:
+        vocab_size: one more than the largest id.
+        eos_id: the id that ends each document.
+        content_hash: SHA-256 (hex) of the tokenizer and its end-of-text token; equal after saving and loading.
     """
 
-    def __init__(self, tokenizer: Tokenizer, name: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, eos_token: str) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        # A document that spells "<|endoftext|>" gets the characters, not the token.
+        tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
-        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values()) + 1  # ids may have gaps
-        ends = [token for token in _END_TOKENS if token in vocabulary]
-        if not ends:
-            raise DataError(f"tokenizer {name}: has no end-of-text token; add one of {', '.join(_END_TOKENS)}")
-        self.eos_id = vocabulary[ends[0]]
-        self.content_hash = sha256(tokenizer.to_str().encode()).hexdigest()
+        self._eos_token = eos_token
+        eos_id = tokenizer.token_to_id(eos_token)
+        assert eos_id is not None  # every caller has looked it up
+        self.eos_id: int = eos_id
+        self.vocab_size: int = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.content_hash: str = hashlib.sha256(f"{eos_token}\0{tokenizer.to_str()}".encode()).hexdigest()
+
+    @classmethod
+    def from_file(cls, path: Path) -> "TextTokenizer":
+        """Load a ``tokenizer.json``, or the one in the folder ``path``.
+
+        Raises:
+            DataError: if it can't be read, or has no end-of-text token.
+        """
+        path = path / "tokenizer.json" if path.is_dir() else path
+        if not path.is_file():
+            raise DataError(f"data.tokenizer.file={path} doesn't exist")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises Exception itself
+            raise DataError(f"data.tokenizer.file={path} is not a tokenizer.json: {error}") from error
+        return cls(tokenizer, _end_of_text(tokenizer, path))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``, without special tokens around it."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        """Ids of ``text``, without any special token."""
+        return self.encode_many([text])[0]
 
-    def decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
-        return text
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text; in parallel, and other threads run meanwhile."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``, special tokens spelled out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def to_json(self) -> str:
+        """The content of its ``tokenizer.json``."""
+        return str(self._tokenizer.to_str(pretty=True))
 
     def save(self, path: Path) -> None:
-        """Write it as a ``tokenizer.json`` that transformers reads too."""
-        write_atomically(path, lambda beside: self._tokenizer.save(str(beside)))
+        """Write ``path`` (tokenizer.json) and, beside it, the ``tokenizer_config.json`` that names its end of text.
+
+        The folder then loads with ``from_file`` and with transformers' ``AutoTokenizer``.
+        """
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self._eos_token,
+            "clean_up_tokenization_spaces": False,
+        }
+        path.with_name("tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        path.write_text(self.to_json(), encoding="utf-8")
 
 
-def _from_file(path: Path) -> TextTokenizer:
-    try:
-        return TextTokenizer(Tokenizer.from_file(str(path)), str(path))
-    except DataError:
-        raise
-    except Exception as error:  # tokenizers raises plain Exception for a missing and for a malformed file
+def prepare_tokenizer(
+    source: Source,
+    *,
+    file: str | None,
+    hub_name: str | None,
+    vocab_size: int,
+    train_bytes: int,
+    validation_fraction: float,
+    cache_dir: Path,
+) -> TextTokenizer:
+    """The tokenizer of ``file`` or ``hub_name``, or else one of ``vocab_size`` trained on the source.
+
+    It is trained on the first ``train_bytes`` bytes of the source's training documents, and cached by them.
+
+    Raises:
+        DataError: if it can't be loaded, if both are given, if ``vocab_size`` is below 257, or if there is no text.
+    """
+    if file is not None and hub_name is not None:
+        raise DataError("data.tokenizer.file and data.tokenizer.hub_name are both given; set one of them to null")
+    if file is not None:
+        loaded = TextTokenizer.from_file(Path(file).expanduser())
+        log.info("tokenizer: %s, %d tokens", file, loaded.vocab_size)
+        return loaded
+    if hub_name is not None:
+        loaded = TextTokenizer.from_file(fetch_tokenizer(hub_name))
+        log.info("tokenizer: %s from the hub, %d tokens", hub_name, loaded.vocab_size)
+        return loaded
+    if vocab_size < MIN_VOCAB_SIZE:
         raise DataError(
-            f"data.tokenizer.file={path}: cannot be loaded: {error}; give a tokenizer.json of the tokenizers library"
-        ) from error
+            f"data.tokenizer.vocab_size={vocab_size} is too small: {MIN_VOCAB_SIZE} is the least, for every byte and "
+            "the end-of-text token"
+        )
+    return _trained(_training_text(source, train_bytes, validation_fraction), vocab_size, cache_dir / "tokenizers")
 
 
-def _from_hub(name: str) -> TextTokenizer:
-    try:
-        return TextTokenizer(Tokenizer.from_pretrained(name), name)
-    except DataError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(
-            f"data.tokenizer.hub_name={name}: cannot be loaded: {reason}; without a network leave it out, and one is "
-            "trained on the data",
-            exit_status=1,
-        ) from error
-
-
-def _training_texts(source: Source, train_bytes: int, validation_fraction: float) -> Iterator[str]:
-    """Training documents in a fixed order until ``train_bytes`` of UTF-8 are reached."""
-    total = 0
-    for text in source.texts(source.epoch(0, 0)):
-        if is_validation(text, validation_fraction):
+def _training_text(source: Source, train_bytes: int, validation_fraction: float) -> list[str]:
+    texts: list[str] = []
+    left_bytes = train_bytes
+    for document in source.documents():
+        if is_validation(document, validation_fraction):
             continue
-        yield text
-        total += len(text.encode("utf-8", "surrogatepass"))
-        if total >= train_bytes:
-            return
+        content = document.encode("utf-8", "surrogatepass")
+        texts.append(document if len(content) <= left_bytes else content[:left_bytes].decode("utf-8", "ignore"))
+        left_bytes -= len(content)
+        if left_bytes <= 0:
+            break
+    if not texts:
+        raise DataError(
+            f"{source.name}: all documents fall into the validation split; lower "
+            f"data.validation_fraction={validation_fraction}"
+        )
+    return texts
 
 
-def _train(texts: list[str], vocab_size: int) -> Tokenizer:
+def _trained(texts: list[str], vocab_size: int, folder: Path) -> TextTokenizer:
+    digest = hashlib.sha256(f"{_FORMAT}\0{vocab_size}".encode())
+    for text in texts:
+        digest.update(b"\0text\0" + text.encode("utf-8", "surrogatepass"))
+    key = digest.hexdigest()[:32]
+    cached = _cached(folder, key)
+    if cached is not None:
+        return cached
+    size = human_bytes(sum(len(text.encode("utf-8", "surrogatepass")) for text in texts))
+    log.info("tokenizer: training a byte-level BPE of %d tokens on %s of the source", vocab_size, size)
+    tokenizer = TextTokenizer(_train(texts, vocab_size), END_OF_TEXT)
+    if tokenizer.vocab_size < vocab_size:
+        log.info("tokenizer: that text has no more than %d tokens", tokenizer.vocab_size)
+    # The name holds the hash of the content, so that damage shows.
+    path = folder / f"{key}-{tokenizer.content_hash[:16]}.json"
+    cache.store(path, lambda part: part.write_text(tokenizer.to_json(), encoding="utf-8"))
+    return tokenizer
+
+
+def _cached(folder: Path, key: str) -> TextTokenizer | None:
+    for path in folder.glob(f"{key}-*.json"):
+        try:
+            tokenizer = TextTokenizer(Tokenizer.from_file(str(path)), END_OF_TEXT)
+        except Exception as error:  # tokenizers raises Exception itself
+            log.warning("tokenizer: the cached %s is damaged (%s); training it again", path, error)
+            continue
+        if path.stem != f"{key}-{tokenizer.content_hash[:16]}":
+            log.warning("tokenizer: the cached %s has been changed; training it again", path)
+            continue
+        log.info("tokenizer: %d tokens, from the cache %s", tokenizer.vocab_size, path)
+        return tokenizer
+    return None
+
+
+def _train(texts: Sequence[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE; deterministic in ``texts`` and ``vocab_size``."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -101,45 +195,24 @@ def _train(texts: list[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def prepare_tokenizer(
-    source: Source,
-    *,
-    file: str | None,
-    hub_name: str | None,
-    vocab_size: int,
-    train_bytes: int,
-    validation_fraction: float,
-    cache_dir: Path,
-) -> TextTokenizer:
-    """The tokenizer of a run: from ``file``, else from the hub, else trained on the source and kept in ``cache_dir``.
-
-    A trained one is found again by the content that it was trained on, ``vocab_size`` and the code's format.
-
-    Raises:
-        DataError: if a named tokenizer can't be loaded, or the source holds no training text.
-    """
-    if file is not None:
-        return _from_file(Path(file).expanduser())
-    if hub_name is not None:
-        return _from_hub(hub_name)
-    texts = list(_training_texts(source, train_bytes, validation_fraction))
-    if not any(text.strip() for text in texts):
-        raise DataError(f"{source.description}: holds no text to train a tokenizer on")
-    key = sha256(f"{_FORMAT}|{vocab_size}|".encode())
-    for text in texts:
-        key.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    path = cache_dir / "tokenizers" / f"{key.hexdigest()[:32]}.json"
-    if path.is_file():
+def _end_of_text(tokenizer: Tokenizer, path: Path) -> str:
+    """The end-of-text token: that of tokenizer_config.json beside ``path``, or else a known one of the vocabulary."""
+    settings = path.with_name("tokenizer_config.json")
+    if settings.is_file():
         try:
-            return _from_file(path)
-        except DataError:
-            log.warning("%s is damaged; training the tokenizer again", path)
-    log.info("training a tokenizer of %d tokens on %d documents", vocab_size, len(texts))
-    tokenizer = TextTokenizer(_train(texts, vocab_size), "trained")
-    if tokenizer.vocab_size < vocab_size:
-        log.warning(
-            "the text gives only %d different tokens, not data.tokenizer.vocab_size=%d",
-            tokenizer.vocab_size, vocab_size,
-        )  # fmt: skip
-    tokenizer.save(path)
-    return tokenizer
+            named = json.loads(settings.read_text(encoding="utf-8")).get("eos_token")
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"{settings} is not a JSON object: {error}") from error
+        # transformers writes a token as its text or as an object with its properties.
+        named = named.get("content") if isinstance(named, dict) else named
+        if named is not None:
+            if tokenizer.token_to_id(named) is None:
+                raise DataError(f"{settings}: its eos_token {named!r} is not in the vocabulary of {path}")
+            return str(named)
+    for known in _KNOWN_ENDS:
+        if tokenizer.token_to_id(known) is not None:
+            return known
+    raise DataError(
+        f"data.tokenizer: {path} has none of the usual end-of-text tokens ({', '.join(_KNOWN_ENDS)}); put a "
+        'tokenizer_config.json with {"eos_token": "…"} beside it'
+    )

@@ -1,41 +1,26 @@
-"""The fixed windows of held-out text that a run is judged by."""
+"""The fixed validation set: the first windows of the held-out documents."""
 
+import hashlib
 import logging
-from hashlib import sha256
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from smet_train.data.cache import write_atomically
+from smet_train.data import cache
+from smet_train.data.cache import default_cache_dir
 from smet_train.data.sources import Source
 from smet_train.data.split import is_validation
 from smet_train.data.tokenizer import TextTokenizer
 from smet_train.errors import DataError
 
+__all__ = ["default_cache_dir", "validation_windows"]
+
 log = logging.getLogger(__name__)
 
-
-def _read(
-    source: Source, tokenizer: TextTokenizer, sequence_tokens: int, windows: int, validation_fraction: float
-) -> Tensor:
-    wanted = windows * sequence_tokens + 1
-    tokens: list[int] = []
-    for text in source.texts(source.epoch(0, 0)):
-        if text.strip() and is_validation(text, validation_fraction):
-            tokens += [*tokenizer.encode(text), tokenizer.eos_id]
-            if len(tokens) >= wanted:
-                break
-    found = min(windows, (len(tokens) - 1) // sequence_tokens)
-    if found < 1:
-        raise DataError(
-            f"{source.description}: its validation split holds {len(tokens)} tokens, fewer than one window of "
-            f"data.sequence_tokens={sequence_tokens}; give more text, raise data.validation_fraction="
-            f"{validation_fraction}, or lower data.sequence_tokens"
-        )
-    return torch.tensor(tokens[: found * sequence_tokens + 1]).unfold(0, sequence_tokens + 1, sequence_tokens).clone()
+_FORMAT = 1
 
 
 def validation_windows(
@@ -47,21 +32,60 @@ def validation_windows(
     validation_fraction: float,
     cache_dir: Path,
 ) -> Tensor:
-    """Up to ``windows`` windows of the validation split, int64 of shape (windows, sequence_tokens + 1).
+    """Windows (W, ``sequence_tokens + 1``) of int64 ids, W <= ``windows``, cut like the training windows.
 
-    Kept in ``cache_dir`` under what they depend on, since a small split means reading much of the source.
+    They hold the first held-out documents in the source's own order, whatever the seed. Reads until there are enough,
+    at most once through the source.
 
     Raises:
-        DataError: if the split does not fill one window.
+        DataError: if the held-out documents don't fill one window, or can't be read.
     """
-    facts = [source.fingerprint, tokenizer.content_hash, sequence_tokens, windows, validation_fraction]
-    key = sha256("|".join(map(str, facts)).encode()).hexdigest()[:32]
-    path = cache_dir / "validation" / f"{key}.safetensors"
-    if path.is_file():
-        try:
-            return load_file(path)["windows"]
-        except (SafetensorError, KeyError, OSError):
-            log.warning("%s is damaged; reading the validation split again", path)
-    found = _read(source, tokenizer, sequence_tokens, windows, validation_fraction)
-    write_atomically(path, lambda beside: save_file({"windows": found}, beside))
-    return found
+    if windows == 0:
+        return torch.empty(0, sequence_tokens + 1, dtype=torch.int64)
+    identity = (_FORMAT, source.fingerprint, tokenizer.content_hash, sequence_tokens, windows, validation_fraction)
+    path = cache_dir / "validation" / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:32]}.npz"
+    ids = _cached(path)
+    if ids is None:
+        ids = _held_out_ids(source, tokenizer, windows * sequence_tokens + 1, validation_fraction)
+        _check_one_window(source, ids, sequence_tokens, validation_fraction)
+        stored = ids
+        cache.store(path, lambda part: _save(part, stored))
+    full = (len(ids) - 1) // sequence_tokens
+    log.info("validation: %d windows of %d tokens from held-out documents", full, sequence_tokens)
+    return torch.from_numpy(ids.astype(np.int64)).unfold(0, sequence_tokens + 1, sequence_tokens).contiguous()
+
+
+def _held_out_ids(source: Source, tokenizer: TextTokenizer, n_tokens: int, fraction: float) -> np.ndarray:
+    """The first ``n_tokens`` ids of the held-out documents, or all; an end-of-text token first and after each."""
+    ids = [tokenizer.eos_id]
+    for document in source.documents():
+        if is_validation(document, fraction):
+            ids += [*tokenizer.encode(document), tokenizer.eos_id]
+            if len(ids) >= n_tokens:
+                break
+    return np.array(ids[:n_tokens], dtype=np.int32)
+
+
+def _check_one_window(source: Source, ids: np.ndarray, sequence_tokens: int, fraction: float) -> None:
+    if len(ids) <= sequence_tokens:
+        raise DataError(
+            f"{source.name}: the documents held out by data.validation_fraction={fraction} have {len(ids) - 1} tokens, "
+            f"not one window of data.sequence_tokens={sequence_tokens}; raise data.validation_fraction or use more data"
+        )
+
+
+def _save(path: Path, ids: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, ids=ids)  # a zip file, so that its checksum guards the content
+
+
+def _cached(path: Path) -> np.ndarray | None:
+    try:
+        with np.load(path) as stored:
+            ids: np.ndarray = stored["ids"]
+            return ids
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("validation: the cache %s is damaged (%s); making it again", path, error)
+        return None

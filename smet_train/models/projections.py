@@ -5,9 +5,12 @@ from torch import nn
 from smet_train.sparse.convert import linear_layer_names
 
 PROJECTIONS = {
-    "llama": tuple(f"*.self_attn.{name}_proj" for name in "qkvo") + tuple(f"*.mlp.{name}_proj" for name in ("gate", "up", "down")),
+    "llama": (
+        *(f"*.self_attn.{name}_proj" for name in "qkvo"),
+        *(f"*.mlp.{name}_proj" for name in ("gate", "up", "down")),
+    ),
     "gpt2": ("*.attn.c_attn", "*.attn.c_proj", "*.mlp.c_fc", "*.mlp.c_proj"),
-}  # fmt: skip
+}
 
 
 def default_projections(family: str, model: nn.Module) -> tuple[str, ...]:

@@ -147,7 +147,7 @@ class SmetAdamW(torch.optim.Optimizer):
             state["age"].add_(state["age"] < MAX_AGE)
             state["moved_steps"] = [step, *state["moved_steps"]][: MAX_AGE + 1]
 
-    def state_for_checkpoint(self, names: Mapping[nn.Parameter, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state_for_checkpoint(self, names: Mapping[Tensor, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, plain values), keyed ``<parameter name>.<state>`` and ``<parameter name>``; nothing is cast.
 
         ``torch.optim.Optimizer.load_state_dict`` casts state to the parameter's dtype, which would ruin ages and fp32
@@ -162,9 +162,7 @@ class SmetAdamW(torch.optim.Optimizer):
         return tensors, plain
 
     @torch.no_grad()
-    def restore(
-        self, names: Mapping[nn.Parameter, str], tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
-    ) -> None:
+    def restore(self, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Copy a checkpointed state back in place, verbatim.
 
         Raises:

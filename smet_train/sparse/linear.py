@@ -65,7 +65,8 @@ class SparseLinear(nn.Module):
         """(..., I) -> (..., O). Under autocast the product runs in autocast's dtype, as ``nn.Linear``'s does."""
         if self._plan is None:
             self._plan = self.backend.plan(self.index, self.layout)
-        values_K, bias_O = self.values, self.bias
+        values_K: Tensor = self.values
+        bias_O: Tensor | None = self.bias
         device_type = x_NI.device.type
         if torch.is_autocast_enabled(device_type):  # autocast does not see inside a custom autograd function
             dtype = torch.get_autocast_dtype(device_type)

@@ -8,6 +8,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 _MEMORY_EVERY_STEPS = 10
 _GIB = 1024**3
+_WIDTH_OF_FILES = 120
+
+
+def open_console() -> Console:
+    """Standard output: as wide as the terminal, or wide enough for the tables where it is a file or a pipe."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH_OF_FILES
+    return console
 
 
 def duration(seconds: float) -> str:

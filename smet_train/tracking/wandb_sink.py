@@ -17,9 +17,7 @@ class WandbSink:
     spike is reported many steps after the update it belongs to.
     """
 
-    def __init__(
-        self, *, mode: str, project: str, run_folder: Path, name: str, config: dict[str, Any], tags: list[str]
-    ) -> None:
+    def __init__(self, *, mode: str, project: str, run_folder: Path, name: str, config: dict[str, Any]) -> None:
         wandb = importlib.import_module("wandb")  # takes seconds: only for those who ask for it
         self._run = wandb.init(
             mode=mode,
@@ -30,7 +28,6 @@ class WandbSink:
             resume="allow",
             reinit="finish_previous",
             config=config,
-            tags=tags,
             settings=wandb.Settings(silent=True),
         )
         for event in FIELDS:

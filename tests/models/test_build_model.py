@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config, MistralConfig, PreTrainedModel
+
 from smet_train.errors import ConfigError
 from smet_train.models import ModelSpec, build_model, default_projections
 from smet_train.sparse import choose_layers, sparsify
-from transformers import GPT2Config, MistralConfig, PreTrainedModel
 
 LLAMA = ModelSpec("llama", hidden_size=32, intermediate_size=48, layers=2, heads=4)
 GPT2 = ModelSpec("gpt2", hidden_size=32, intermediate_size=64, layers=2, heads=4, tie_embeddings=True)
@@ -66,8 +67,15 @@ def test_at_density_one_the_sparse_model_computes_what_the_dense_one_did(spec: M
         torch.testing.assert_close(sparse(input_ids=tokens).logits, dense(input_ids=tokens).logits)
 
 
-@pytest.mark.parametrize("config", [GPT2Config(n_embd=32, n_layer=1, n_head=4), MistralConfig(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2)])  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(n_embd=32, n_layer=1, n_head=4),
+        MistralConfig(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2
+        ),
+    ],
+)
 def test_auto_builds_any_causal_model_from_its_config_file(tmp_path: Path, config: GPT2Config | MistralConfig) -> None:
     config.save_pretrained(tmp_path)
     model = build(auto(tmp_path / "config.json"))

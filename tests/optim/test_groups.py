@@ -1,7 +1,8 @@
 import pytest
+from torch import nn
+
 from smet_train.optim.groups import lr_density_scale, parameter_groups
 from smet_train.sparse import sparsify
-from torch import nn
 
 
 def test_every_parameter_is_in_exactly_one_group_by_role() -> None:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from smet_train.optim.rounding import add_stochastic, round_stochastic
 
 

@@ -2,10 +2,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from smet_train.errors import CheckpointError, ConfigError
 from smet_train.optim import SmetAdamW
 from smet_train.optim.smet_adamw import MAX_AGE, local_steps
-from torch import Tensor, nn
 
 
 def parameter(n: int = 5, dtype: torch.dtype = torch.float64) -> nn.Parameter:

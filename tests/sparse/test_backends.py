@@ -4,13 +4,14 @@ from itertools import product
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from smet_train.errors import BackendError
 from smet_train.sparse import Layout
 from smet_train.sparse.backends import BACKENDS, get_backend
 from smet_train.sparse.backends import densify as densify_module
 from smet_train.sparse.sampling import first_index
-from torch import Tensor
-from torch.nn import functional as F
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (5, 8), (16, 12), (33, 17)]
 DENSITIES = [0.1, 0.5, 1.0]
@@ -95,7 +96,12 @@ def test_densify_saves_nothing_dense_for_backward() -> None:
     layout, index, values = problem(64, 48, 0.1)
     x = torch.randn(2, 48, dtype=torch.float64, requires_grad=True)
     saved: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t.numel()), t)[1], lambda t: t):
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         BACKENDS["densify"].matmul(x, values.requires_grad_(), BACKENDS["densify"].plan(index, layout))
     assert saved
     assert max(saved) <= max(layout.n_active, x.numel())

@@ -1,9 +1,12 @@
+from typing import Any
+
 import pytest
 import torch
-from smet_train.errors import ConfigError, LayoutError
-from smet_train.sparse import SparseLinear, choose_layers, linear_layer_names, sparsify
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+from smet_train.errors import ConfigError, LayoutError
+from smet_train.sparse import SparseLinear, choose_layers, linear_layer_names, sparsify
 
 
 class Block(nn.Module):
@@ -62,7 +65,7 @@ def test_values_are_the_dense_weights_at_the_chosen_sites(init: str, scale: floa
     assert list(layers) == linear_layer_names(before)[:-1]
     for name, layer in layers.items():
         assert model.get_submodule(name) is layer
-        original = before.get_submodule(name)
+        original: Any = before.get_submodule(name)
         weight = original.weight.t() if isinstance(original, Conv1D) else original.weight
         assert layer.layout.n_active == round(0.25 * weight.numel())
         active = layer.to_dense() != 0

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from smet_train.errors import LayoutError
 from smet_train.sparse import Layout
 

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+
 from smet_train.errors import LayoutError
 from smet_train.sparse import Layout, SparseLinear
 from smet_train.sparse.backends import BACKENDS

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from smet_train.sparse import Layout
 from smet_train.sparse.sampling import draw_distinct, first_index, inactive_sites, random_bits, stream_key
 

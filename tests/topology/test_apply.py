@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from smet_train.errors import LayoutError
 from smet_train.optim import SmetAdamW
 from smet_train.sparse import Layout, SparseLinear

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from smet_train.optim import SmetAdamW
 from smet_train.sparse import Layout, SparseLinear
 from smet_train.sparse.backends import BACKENDS
 from smet_train.sparse.sampling import first_index
 from smet_train.topology import TopologySchedule, TopologyUpdater
-from torch import Tensor
-from torch.nn import functional as F
 
 ROWS, COLUMNS, ACTIVE = 12, 10, 36
 LR, BETA1, BETA2, EPS, DECAY = 0.02, 0.9, 0.999, 1e-8, 0.05

@@ -1,4 +1,5 @@
 import torch
+
 from smet_train.topology import make_move
 
 

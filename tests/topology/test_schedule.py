@@ -1,4 +1,5 @@
 import pytest
+
 from smet_train.topology import TopologySchedule
 
 

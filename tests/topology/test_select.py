@@ -1,6 +1,7 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from smet_train.sparse import Layout
 from smet_train.sparse.sampling import first_index
 from smet_train.topology.select import grow_random, keep_highest

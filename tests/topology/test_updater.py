@@ -2,10 +2,11 @@ import logging
 
 import pytest
 import torch
+from torch import nn
+
 from smet_train.optim import SmetAdamW
 from smet_train.sparse import SparseLinear, sparsify
 from smet_train.topology import TopologySchedule, TopologyUpdater
-from torch import nn
 
 
 def build(

@@ -1,0 +1,277 @@
+"""The composition root: the only file that knows both the configuration and the classes it configures."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smet_train import __version__
+from smet_train.config.plain import to_dict
+from smet_train.config.schema import Config
+from smet_train.data.cache import default_cache_dir
+from smet_train.data.loader import BatchLoader
+from smet_train.data.sources import Source, SourceSpec, open_source
+from smet_train.data.stream import TokenWindows
+from smet_train.data.tokenizer import TextTokenizer, prepare_tokenizer
+from smet_train.data.validation import validation_windows
+from smet_train.errors import ConfigError
+from smet_train.models import ModelSpec, build_model, default_projections
+from smet_train.optim import LrSchedule, SmetAdamW, parameter_groups
+from smet_train.sparse import SparseLinear, sparsify
+from smet_train.sparse.ledger import count_parameters
+from smet_train.topology import TopologySchedule, TopologyUpdater
+from smet_train.tracking.jsonl import JsonlSink
+from smet_train.tracking.sinks import Tracker
+from smet_train.tracking.spikes import SpikeMeter
+from smet_train.tracking.throughput import Throughput
+from smet_train.train.evaluate import mean_loss
+from smet_train.train.precision import hold_parameters
+from smet_train.train.run import LoopSettings, Run
+from smet_train.train.signals import StopRequest
+from smet_train.train.spike_watch import SpikeWatch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Everything that comes from the data source."""
+
+    source: Source
+    tokenizer: TextTokenizer
+    batches: BatchLoader
+    validation: Tensor
+
+
+def build_device(config: Config) -> torch.device:
+    """``auto`` is the GPU where torch sees one, else the CPU."""
+    name = config.train.device.name
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device=cuda: torch sees no GPU here; write train.device=cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def build_data(config: Config, tokenizer_file: Path | None) -> Data:
+    """Open the source, get its tokenizer (``tokenizer_file`` if the run has one already) and cut it into windows."""
+    cache_dir = default_cache_dir() if config.data.cache_dir is None else Path(config.data.cache_dir).expanduser()
+    source = open_source(
+        SourceSpec(
+            kind=config.data.source.name,
+            files=tuple(config.data.files),
+            name=config.data.name,
+            subset=config.data.subset,
+            split=config.data.split,
+            text_field=config.data.text_field,
+            text_unit=config.data.text_unit.name,
+        )
+    )
+    log.info("data: %s", source.description)
+    tokenizer = prepare_tokenizer(
+        source,
+        file=config.data.tokenizer.file if tokenizer_file is None else str(tokenizer_file),
+        hub_name=config.data.tokenizer.hub_name if tokenizer_file is None else None,
+        vocab_size=config.data.tokenizer.vocab_size,
+        train_bytes=config.data.tokenizer.train_bytes,
+        validation_fraction=config.data.validation_fraction,
+        cache_dir=cache_dir,
+    )
+    validation = validation_windows(
+        source,
+        tokenizer,
+        sequence_tokens=config.data.sequence_tokens,
+        windows=config.train.eval_windows + config.tracking.probe_windows,
+        validation_fraction=config.data.validation_fraction,
+        cache_dir=cache_dir,
+    )
+    windows = TokenWindows(
+        source,
+        tokenizer,
+        sequence_tokens=config.data.sequence_tokens,
+        seed=config.seed,
+        shuffle_documents=config.data.shuffle_documents,
+        validation_fraction=config.data.validation_fraction,
+    )
+    batches = BatchLoader(
+        windows, micro_batch_size=config.train.micro_batch_size, prefetch_batches=config.data.prefetch_batches
+    )
+    return Data(source, tokenizer, batches, validation)
+
+
+def build_sparse_model(config: Config, tokenizer: TextTokenizer, device: torch.device) -> nn.Module:
+    """The model on its device, in its precision, with the chosen projections sparse (none under method=dense)."""
+    spec = ModelSpec(
+        family=config.model.family.name,
+        hidden_size=config.model.hidden_size,
+        intermediate_size=config.model.intermediate_size,
+        layers=config.model.layers,
+        heads=config.model.heads,
+        kv_heads=config.model.kv_heads,
+        dropout=config.model.dropout,
+        tie_embeddings=config.model.tie_embeddings,
+        initializer_range=config.model.initializer_range,
+        config_file=config.model.config_file,
+    )
+    model = build_model(
+        spec,
+        vocab_size=tokenizer.vocab_size,
+        sequence_tokens=config.data.sequence_tokens,
+        eos_id=tokenizer.eos_id,
+        seed=config.seed,
+    )
+    if config.sparsity.enabled:
+        sparsify(
+            model,
+            config.sparsity.include or default_projections(spec.family, model),
+            config.sparsity.exclude,
+            density=config.sparsity.density,
+            seed=config.seed,
+            backend=config.sparsity.backend.name,
+            init=config.sparsity.init.name,
+        )
+    hold_parameters(model, config.train.precision.name)
+    return model.to(device).train()
+
+
+def build_optimizer(config: Config, model: nn.Module, layers: dict[str, SparseLinear]) -> SmetAdamW:
+    """SmetAdamW over groups by role; the density rule scales the sparse groups' learning rates."""
+    beta1, beta2 = config.optimizer.betas
+    groups = parameter_groups(
+        model,
+        dict.fromkeys(layers, config.sparsity.density),
+        lr_density_rule=config.optimizer.lr_density_rule.name,
+        weight_decay=config.optimizer.weight_decay,
+        topology_moves=config.topology.enabled,
+    )
+    return SmetAdamW(
+        groups,
+        lr=config.optimizer.lr,
+        betas=(beta1, beta2),
+        eps=config.optimizer.eps,
+        local_step=config.optimizer.local_step,
+        regrow_warmup_steps=config.optimizer.regrow_warmup_steps,
+        seed=config.seed,
+    )
+
+
+def build_topology(config: Config, layers: dict[str, SparseLinear], optimizer: SmetAdamW) -> TopologyUpdater:
+    """The updater of the sparse layers; it never moves them if there are none or ``topology.enabled=false``."""
+    schedule = TopologySchedule(
+        interval=config.topology.interval,
+        drop_fraction=config.topology.drop_fraction,
+        final_drop_fraction=config.topology.final_drop_fraction,
+        shape=config.topology.drop_schedule.name,
+        stop_at=config.topology.stop_at,
+        total_steps=config.train.steps,
+    )
+    moves = config.topology.enabled and bool(layers)
+    return TopologyUpdater(
+        layers,
+        optimizer,
+        schedule if moves else None,
+        config.seed,
+        check_invariants=config.debug.check_invariants,
+    )
+
+
+def build_spikes(config: Config, model: nn.Module, probe: Tensor) -> SpikeWatch:
+    """Spike meters; the last ``tracking.probe_windows`` windows of the validation set are the fixed probe batch."""
+
+    def meter(source: str) -> SpikeMeter:
+        return SpikeMeter(
+            source=source,
+            horizon_steps=config.tracking.spike_horizon_steps,
+            baseline_steps=config.tracking.spike_baseline_steps,
+            beta2=config.optimizer.betas[1],
+        )
+
+    if probe.shape[0] == 0:
+        return SpikeWatch(meter("train"))
+
+    def probe_loss() -> float:
+        return mean_loss(model, probe, config.train.micro_batch_size, config.train.precision.name)
+
+    return SpikeWatch(meter("train"), meter("probe"), probe_loss)
+
+
+def split_probe(config: Config, held_out: Tensor) -> tuple[Tensor, Tensor]:
+    """(validation windows, probe windows), disjoint; a source too small for both gives what there is, in that order."""
+    n_validation = min(config.train.eval_windows, held_out.shape[0])
+    if held_out.shape[0] < config.train.eval_windows + config.tracking.probe_windows:
+        log.warning(
+            "the validation split holds %d full windows, fewer than train.eval_windows=%d + tracking.probe_windows=%d",
+            held_out.shape[0], config.train.eval_windows, config.tracking.probe_windows,
+        )  # fmt: skip
+    return held_out[:n_validation], held_out[n_validation:]
+
+
+def build_run(config: Config, run_folder: Path, data: Data, stop: StopRequest) -> Run:
+    """All parts of a run at step 0."""
+    device = build_device(config)
+    model = build_sparse_model(config, data.tokenizer, device)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+    optimizer = build_optimizer(config, model, layers)
+    validation, probe = split_probe(config, data.validation)
+    metrics = JsonlSink(run_folder / "metrics.jsonl")
+    settings = LoopSettings(
+        total_steps=config.train.steps,
+        batch_size=config.train.batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        sequence_tokens=config.data.sequence_tokens,
+        lr=config.optimizer.lr,
+        grad_clip=config.optimizer.grad_clip,
+        precision=config.train.precision.name,
+        eval_interval=config.train.eval_interval,
+        checkpoint_interval=config.checkpoint.interval,
+        checkpoint_keep=config.checkpoint.keep,
+    )
+    return Run(
+        settings=settings,
+        folder=run_folder,
+        config=to_dict(config),
+        device=device,
+        model=model,
+        optimizer=optimizer,
+        lr_schedule=LrSchedule(
+            name=config.optimizer.schedule.name,
+            total_steps=config.train.steps,
+            warmup_fraction=config.optimizer.warmup_fraction,
+            min_ratio=config.optimizer.min_lr_ratio,
+            decay_fraction=config.optimizer.decay_fraction,
+        ),
+        topology=build_topology(config, layers, optimizer),
+        batches=data.batches,
+        validation=validation,
+        spikes=build_spikes(config, model, probe),
+        tracker=Tracker(metrics),
+        metrics=metrics,
+        throughput=Throughput(),
+        stop=stop,
+    )
+
+
+def run_header(config: Config, run: Run) -> dict[str, Any]:
+    """The first event of a run: what was trained and how, with the facts that a spike measurement must state."""
+    active, dense_equivalent = count_parameters(run.model)
+    return {
+        "event": "run",
+        "version": __version__,
+        "torch": torch.__version__,
+        "method": config.method,
+        "density": config.sparsity.density if config.sparsity.enabled else 1.0,
+        "beta2": config.optimizer.betas[1],
+        "interval": config.topology.interval if run.topology.schedule else None,
+        "drop_fraction": config.topology.drop_fraction if run.topology.schedule else None,
+        "steps": config.train.steps,
+        "batch_size": config.train.batch_size,
+        "sequence_tokens": config.data.sequence_tokens,
+        "precision": config.train.precision.name,
+        "device": str(run.device),
+        "seed": config.seed,
+        "parameters_active": active,
+        "parameters_dense_equivalent": dense_equivalent,
+    }

@@ -1,0 +1,62 @@
+"""What ``smet-train --help`` prints: usage, the YAML groups, and every setting with its meaning and default."""
+
+from smet_train.config.fields import Leaf, leaves, spell
+from smet_train.config.locate import group_options, groups
+from smet_train.config.schema import Config
+
+_WIDTH = 118
+
+USAGE = """\
+smet-train pre-trains GPT/LLaMA-style language models with dynamic sparse training (SMET, arXiv 2606.00888).
+
+usage: smet-train +experiment=NAME [group=NAME ...] [key=value ...]
+
+  smet-train +experiment=demo                                     a small run, minutes on a CPU
+  smet-train +experiment=demo method=set seed=2                   another method, another seed
+  smet-train +experiment=demo train.steps=800                     the same run, extended
+  smet-train +experiment=llama_130m_density0.1 data=python_source train.batch_size=8 train.micro_batch_size=2
+  smet-train -m +experiment=demo sparsity.density=0.05,0.1,0.25   a sweep, each run in a folder of its own
+"""
+
+NOTES = """\
+The run folder is outputs/EXPERIMENT-HASH, the hash being that of the settings that make the run what it is: the same
+command typed again goes on where the run was. hydra.run.dir=FOLDER names another one.
+
+  --help              this text
+  --cfg job           the settings that a command would train with
+  -m, --multirun      a sweep over comma-separated values
+  --hydra-help        options of Hydra, which reads the command line
+
+Exit status: 0 done, 1 a failure, 2 a mistake in the command or its files."""
+
+
+def help_text() -> str:
+    """The whole page."""
+    return "\n".join(
+        [USAGE, _groups_text(), "settings (key=value)\n", *map(_setting_text, leaves(Config())), "", NOTES]
+    )
+
+
+def usage_text() -> str:
+    """The short page, for a command without arguments."""
+    return f"{USAGE}\nexperiments: {', '.join(group_options('experiment'))}\n\nsmet-train --help tells everything."
+
+
+def _groups_text() -> str:
+    lines = ["groups (group=NAME; experiment and debug with a plus sign)\n"]
+    for group in groups():
+        line = f"  {group + ':':<12}"
+        for option in group_options(group):
+            if len(line) + len(option) + 1 > _WIDTH:
+                lines.append(line)
+                line = " " * 14
+            line += f" {option}"
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _setting_text(leaf: Leaf) -> str:
+    limits = [] if leaf.range is None else [leaf.range.text]
+    limits += [" | ".join(leaf.choices)] if leaf.choices else []
+    allowed = f" ({'; '.join(limits)})" if limits else ""
+    return f"  {leaf.key}={spell(leaf.default)}\n      {leaf.help}{allowed}"

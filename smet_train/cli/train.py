@@ -1,0 +1,36 @@
+"""The console script ``smet-train``: a run or a sweep, with every mistake told in one message."""
+
+import sys
+import traceback
+from pathlib import Path
+
+from smet_train.cli.help import help_text, usage_text
+from smet_train.config.compose import launch
+from smet_train.config.schema import Config
+from smet_train.errors import SmetError
+
+
+def main() -> None:
+    """Run the command line; exits with 0 when done, 2 for a user's mistake, 1 for a failure."""
+    sys.exit(_status(sys.argv[1:]))
+
+
+def _status(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(help_text() if arguments else usage_text())
+        return 0
+    try:
+        return launch(_train)
+    except SmetError as error:
+        print(f"smet-train: {error}", file=sys.stderr)
+        return error.exit_status
+    except Exception:
+        traceback.print_exc()
+        print("smet-train: a failure that it does not know; the lines above say where", file=sys.stderr)
+        return 1
+
+
+def _train(config: Config, run_folder: Path) -> int:
+    from smet_train.cli.job import run_training  # imports torch and transformers: only when training starts
+
+    return run_training(config, run_folder)

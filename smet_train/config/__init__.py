@@ -1,0 +1,1 @@
+"""Settings: typed dataclasses, their validation, and the one boundary with Hydra."""

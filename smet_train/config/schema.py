@@ -1,0 +1,223 @@
+"""Every setting of a training run, with its meaning, its unit, its default and its range. Only the standard library.
+
+Defaults live here and nowhere else; YAML files state only what differs. The names of Enum members are their spelling in
+YAML and on the command line.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from smet_train.config.fields import setting
+
+
+class Family(Enum):
+    llama = "llama"
+    gpt2 = "gpt2"
+    auto = "auto"
+
+
+class DataSource(Enum):
+    python_source = "python_source"
+    text = "text"
+    jsonl = "jsonl"
+    parquet = "parquet"
+    hub = "hub"
+
+
+class TextUnit(Enum):
+    document = "document"
+    paragraph = "paragraph"
+    line = "line"
+
+
+class Backend(Enum):
+    densify = "densify"
+    reference = "reference"
+
+
+class ValueInit(Enum):
+    active = "active"
+    dense = "dense"
+
+
+class DropSchedule(Enum):
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+class LrDensityRule(Enum):
+    none = "none"
+    sqrt = "sqrt"
+    linear = "linear"
+
+
+class LrScheduleName(Enum):
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+    wsd = "wsd"
+
+
+class Precision(Enum):
+    fp32 = "fp32"
+    bf16_mixed = "bf16_mixed"
+    bf16 = "bf16"
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class WandbMode(Enum):
+    disabled = "disabled"
+    offline = "offline"
+    online = "online"
+
+
+@dataclass
+class ModelConfig:
+    """The architecture; the vocabulary's size comes from the tokenizer."""
+
+    family: Family = setting("architecture: llama, gpt2, or auto (any causal model, from config_file)", Family.llama)
+    hidden_size: int = setting("width of the residual stream", 512, at_least=1)
+    intermediate_size: int = setting("width inside each MLP", 1376, at_least=1)
+    layers: int = setting("transformer blocks", 8, at_least=1)
+    heads: int = setting("attention heads of a block", 8, at_least=1)
+    kv_heads: int | None = setting("key/value heads of a block (llama); null = as many as heads", None, at_least=1)
+    dropout: float = setting("dropout probability", 0.0, at_least=0, below=1)
+    tie_embeddings: bool = setting("the output layer shares the embedding's weight", False)
+    initializer_range: float = setting("standard deviation of the first dense weights", 0.02, above=0)
+    config_file: str | None = setting("path of a transformers config.json (family=auto)", None)
+
+
+@dataclass
+class TokenizerConfig:
+    """Where the tokenizer comes from; one is trained on the data if neither file nor hub_name is given."""
+
+    file: str | None = setting("path of a tokenizer.json; null = train one on the data", None)
+    hub_name: str | None = setting("name of a tokenizer on the Hugging Face hub", None)
+    # 256 bytes and the end-of-text token
+    vocab_size: int = setting("entries of a trained vocabulary", 32000, at_least=257)
+    train_bytes: int = setting("bytes of text that a tokenizer is trained on", 20_000_000, at_least=1)
+
+
+@dataclass
+class DataConfig:
+    """The text, and how it becomes windows of tokens."""
+
+    source: DataSource = setting("where documents come from; choose it by data=NAME", DataSource.python_source)
+    files: list[str] = setting("globs or http(s) URLs (text, jsonl, parquet)", [])
+    name: str | None = setting("data set on the Hugging Face hub (hub)", None)
+    subset: str | None = setting("configuration of a hub data set; null = its default (hub)", None)
+    split: str = setting("split of a hub data set (hub)", "train")
+    text_field: str = setting("field or column that holds the text (jsonl, parquet, hub)", "text")
+    text_unit: TextUnit = setting("what one document is in a text file (text)", TextUnit.paragraph)
+    sequence_tokens: int = setting("tokens in a training window", 256, at_least=2)
+    shuffle_documents: int = setting("documents in a shuffled block; 1 = keep their order", 1000, at_least=1)
+    validation_fraction: float = setting("fraction of the documents held out", 0.01, above=0, below=1)
+    prefetch_batches: int = setting("micro-batches read ahead", 4, at_least=0)
+    cache_dir: str | None = setting("folder of tokenizers and validation windows; null = the user's cache", None)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+
+
+@dataclass
+class SparsityConfig:
+    """Which layers are sparse, and how sparse."""
+
+    enabled: bool = setting("make the chosen layers sparse; false = train densely", True)
+    density: float = setting("fraction of each sparse matrix that exists", 0.1, above=0, at_most=1)
+    include: list[str] | None = setting("globs of the layers to make sparse; null = all projections", None)
+    exclude: list[str] = setting("globs of layers to leave dense after all", [])
+    backend: Backend = setting("how a sparse layer is computed", Backend.densify)
+    init: ValueInit = setting("fan-in that scales first values: active sites of a row, or dense", ValueInit.active)
+
+
+@dataclass
+class TopologyConfig:
+    """When active sites move, and how many."""
+
+    enabled: bool = setting("move the topology; false = it stays as first drawn", True)
+    interval: int = setting("steps between topology updates", 100, at_least=1)
+    drop_fraction: float = setting("fraction of active values that the first update drops", 0.2, above=0, below=1)
+    final_drop_fraction: float = setting("that fraction at the end of the run", 0.005, at_least=0, below=1)
+    drop_schedule: DropSchedule = setting("how the fraction falls over the run", DropSchedule.cosine)
+    stop_at: float = setting("fraction of train.steps after which the topology stays", 1.0, above=0, at_most=1)
+
+
+@dataclass
+class OptimizerConfig:
+    """Adam with a local step for each regrown value, and the learning rate."""
+
+    lr: float = setting("peak learning rate, before the density rule", 1e-3, above=0)
+    betas: list[float] = setting("decay of the first and second moment", [0.9, 0.999], at_least=0, below=1)
+    eps: float = setting("added to the root of the second moment", 1e-8, above=0)
+    weight_decay: float = setting("decoupled weight decay, times the learning rate", 0.0, at_least=0)
+    grad_clip: float = setting("largest global norm of the gradient; 0 = no clipping", 1.0, at_least=0)
+    local_step: bool = setting("bias correction counts each value's own steps; false = the run's", True)
+    regrow_warmup_steps: int = setting("steps over which a regrown value's updates grow to full size", 100, at_least=0)
+    lr_density_rule: LrDensityRule = setting("sparse layers' lr times 1, density^-1/2 or 1/density", LrDensityRule.sqrt)
+    schedule: LrScheduleName = setting("learning rate over the run, after the warm-up", LrScheduleName.cosine)
+    warmup_fraction: float = setting("fraction of train.steps with a rising learning rate", 0.05, at_least=0, at_most=1)
+    min_lr_ratio: float = setting("learning rate at the last step, as a fraction of lr", 0.1, at_least=0, at_most=1)
+    decay_fraction: float = setting("fraction of train.steps that decay (wsd)", 0.2, at_least=0, at_most=1)
+
+
+@dataclass
+class TrainConfig:
+    """How long, how much at once, in what precision, on what."""
+
+    steps: int = setting("optimizer steps", 10_000, at_least=1)
+    batch_size: int = setting("sequences in an optimizer step", 512, at_least=1)
+    micro_batch_size: int = setting("sequences computed at once; divides batch_size", 16, at_least=1)
+    precision: Precision = setting("number format of values and of computation", Precision.fp32)
+    device: Device = setting("auto = the GPU where there is one", Device.auto)
+    eval_interval: int = setting("steps between evaluations; 0 = only at start and end", 500, at_least=0)
+    eval_windows: int = setting("validation windows in an evaluation", 128, at_least=1)
+    log_interval: int = setting("steps between console lines when not on a terminal", 10, at_least=1)
+
+
+@dataclass
+class CheckpointConfig:
+    """What is saved, and what a run starts from."""
+
+    interval: int = setting("steps between checkpoints; 0 = only at the end", 500, at_least=0)
+    keep: int = setting("newest checkpoints that are kept", 3, at_least=1)
+    resume: str = setting("auto = go on in the run folder, never = a fresh folder, or a checkpoint's path", "auto")
+
+
+@dataclass
+class TrackingConfig:
+    """What is recorded beside the losses."""
+
+    wandb: WandbMode = setting("also log to Weights & Biases", WandbMode.disabled)
+    wandb_project: str = setting("project of the wandb run", "smet-train")
+    spike_horizon_steps: int = setting("steps after a topology update in which its spike is sought", 30, at_least=1)
+    spike_baseline_steps: int = setting("steps before an update whose mean loss is its baseline", 10, at_least=1)
+    probe_windows: int = setting("sequences in the fixed probe batch; 0 = none", 0, at_least=0)
+
+
+@dataclass
+class DebugConfig:
+    """Slow checks."""
+
+    check_invariants: bool = setting("check every index after every topology update", False)
+
+
+@dataclass
+class Config:
+    """A whole training run."""
+
+    seed: int = setting("seed of weights, topology and data order", 1, at_least=0, below=2**32)
+    method: str = setting("name of the preset; choose it by method=NAME", "smet")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sparsity: SparsityConfig = field(default_factory=SparsityConfig)
+    topology: TopologyConfig = field(default_factory=TopologyConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)

@@ -1,0 +1,166 @@
+"""Checks that need no model and no data. Each error names the key, its value, what is allowed and what to write."""
+
+from pathlib import Path
+from typing import Any
+
+from smet_train.config.fields import Leaf, leaves, spell, value_at
+from smet_train.config.schema import Config, DataConfig, DataSource, Family, ModelConfig
+from smet_train.errors import ConfigError
+
+_FILE_SOURCES = (DataSource.text, DataSource.jsonl, DataSource.parquet)
+# Settings of some sources only: a value that nothing would read is a mistake about which data are trained on.
+_READ_BY = {
+    "files": _FILE_SOURCES,
+    "name": (DataSource.hub,),
+    "subset": (DataSource.hub,),
+    "split": (DataSource.hub,),
+    "text_field": (DataSource.jsonl, DataSource.parquet, DataSource.hub),
+    "text_unit": (DataSource.text,),
+}
+_READ_FROM_CONFIG_FILE = (
+    "hidden_size",
+    "intermediate_size",
+    "layers",
+    "heads",
+    "kv_heads",
+    "dropout",
+    "tie_embeddings",
+    "initializer_range",
+)
+_LISTED = 12  # divisors named in a message
+
+
+def validate(config: Config) -> None:
+    """Check ranges, and settings that must agree with each other.
+
+    Raises:
+        ConfigError: at the first setting that can't be used.
+    """
+    for leaf in leaves(Config()):
+        _check_text(leaf, value_at(config, leaf.key))
+        _check_range(leaf, value_at(config, leaf.key))
+    _check_betas(config.optimizer.betas)
+    _check_batch(config.train.batch_size, config.train.micro_batch_size)
+    _check_drop_fractions(config.topology.drop_fraction, config.topology.final_drop_fraction)
+    if config.sparsity.include == []:
+        raise ConfigError(
+            "sparsity.include=[] names no layer; write sparsity.include=null for all projections, or method=dense"
+        )
+    _check_model(config.model)
+    _check_data(config.data)
+    if config.checkpoint.resume not in ("auto", "never"):
+        _check_path("checkpoint.resume", config.checkpoint.resume, "auto, never, or the path of a checkpoint")
+
+
+def _check_text(leaf: Leaf, value: Any) -> None:
+    texts = value if isinstance(value, list) else [value]
+    if any(isinstance(text, str) and not text.strip() for text in texts):
+        example = f"write for instance {leaf.key}={spell(leaf.default)}" if leaf.default else "leave it out"
+        raise ConfigError(f"{leaf.key}={spell(value) or repr('')} is empty ({leaf.help}); {example}")
+
+
+def _check_range(leaf: Leaf, value: Any) -> None:
+    if leaf.range is None or value is None:
+        return
+    numbers = value if isinstance(value, list) else [value]
+    if not all(leaf.range.holds(number) for number in numbers):
+        example = f"write for instance {leaf.key}={spell(leaf.default)}" if leaf.default is not None else "leave it out"
+        raise ConfigError(
+            f"{leaf.key}={spell(value)} is out of range ({leaf.help}): it must be {leaf.range.text}; {example}"
+        )
+
+
+def _check_betas(betas: list[float]) -> None:
+    if len(betas) != 2:
+        raise ConfigError(
+            f"optimizer.betas={spell(betas)} must be two numbers, the decay of the first and of the second moment; "
+            "write for instance optimizer.betas=[0.9,0.999]"
+        )
+
+
+def _check_batch(batch_size: int, micro_batch_size: int) -> None:
+    if batch_size % micro_batch_size:
+        divisors = [size for size in range(1, batch_size + 1) if batch_size % size == 0]
+        # The ones nearest to what was asked for.
+        near = sorted(sorted(divisors, key=lambda size: abs(size - micro_batch_size))[:_LISTED])
+        raise ConfigError(
+            f"train.micro_batch_size={micro_batch_size} does not divide train.batch_size={batch_size}; write "
+            f"train.micro_batch_size={', '.join(map(str, near[:-1]))}{' or ' if near[:-1] else ''}{near[-1]}, or "
+            f"train.batch_size={(batch_size // micro_batch_size + 1) * micro_batch_size}"
+        )
+
+
+def _check_drop_fractions(first: float, final: float) -> None:
+    if final > first:
+        raise ConfigError(
+            f"topology.final_drop_fraction={final:g} is larger than topology.drop_fraction={first:g}, but the fraction "
+            f"falls over the run; write topology.final_drop_fraction={first:g} or less"
+        )
+
+
+def _check_model(model: ModelConfig) -> None:
+    if model.family is Family.auto:
+        _check_auto_model(model)
+        return
+    if model.config_file is not None:
+        raise ConfigError(
+            f"model.config_file={model.config_file} is read with model.family=auto alone, not {model.family.name}; "
+            f"write model=auto model.config_file={model.config_file}"
+        )
+    _check_divides("model.hidden_size", model.hidden_size, "model.heads", model.heads)
+    if model.family is Family.gpt2 and model.kv_heads is not None:
+        raise ConfigError(f"model.kv_heads={model.kv_heads} is for model.family=llama; leave it out with gpt2")
+    if model.kv_heads is not None:
+        _check_divides("model.heads", model.heads, "model.kv_heads", model.kv_heads)
+    if model.family is Family.llama and (model.hidden_size // model.heads) % 2:
+        raise ConfigError(
+            f"model.hidden_size={model.hidden_size} over model.heads={model.heads} gives heads of odd size "
+            f"{model.hidden_size // model.heads}, which rotary positions can't turn; write for instance "
+            f"model.hidden_size={model.hidden_size + model.heads}"
+        )
+
+
+def _check_auto_model(model: ModelConfig) -> None:
+    if model.config_file is None:
+        raise ConfigError("model.family=auto needs model.config_file; write model.config_file=path/to/config.json")
+    for name in _READ_FROM_CONFIG_FILE:
+        if getattr(model, name) != getattr(ModelConfig(), name):
+            raise ConfigError(
+                f"model.{name}={spell(getattr(model, name))} is not read with model.family=auto; leave it out and set "
+                f"it in {model.config_file}"
+            )
+
+
+def _check_divides(whole_key: str, whole: int, part_key: str, part: int) -> None:
+    if whole % part:
+        raise ConfigError(
+            f"{part_key}={part} does not divide {whole_key}={whole}; write {part_key}="
+            f"{max(size for size in range(1, min(part, whole) + 1) if whole % size == 0)} or {whole_key}="
+            f"{(whole // part + 1) * part}"
+        )
+
+
+def _check_data(data: DataConfig) -> None:
+    for name, sources in _READ_BY.items():
+        if data.source not in sources and getattr(data, name) != getattr(DataConfig(), name):
+            names = [source.name for source in sources]
+            raise ConfigError(
+                f"data.{name}={spell(getattr(data, name))} is not read by data.source={data.source.name}; it is for "
+                f"{', '.join(names)}: write data={names[0]}, or leave it out"
+            )
+    if data.source in _FILE_SOURCES and not data.files:
+        raise ConfigError(
+            f"data.source={data.source.name} needs data.files; write for instance data.files=['corpus/*.txt']"
+        )
+    if data.source is DataSource.hub and data.name is None:
+        raise ConfigError("data.source=hub needs data.name; write for instance data.name=allenai/c4 data.subset=en")
+    if data.tokenizer.file is not None and data.tokenizer.hub_name is not None:
+        raise ConfigError(
+            f"data.tokenizer.file={data.tokenizer.file} and data.tokenizer.hub_name={data.tokenizer.hub_name} are both "
+            "given; leave one of them out"
+        )
+
+
+def _check_path(key: str, path: str, allowed: str) -> None:
+    if not Path(path).expanduser().exists():
+        raise ConfigError(f"{key}={path} does not exist; write {allowed}")

@@ -1,0 +1,27 @@
+"""Precision policies: in which dtype parameters are held and products are computed."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from smet_train.sparse.ledger import sparse_layers
+
+
+def hold_parameters(model: nn.Module, precision: str) -> None:
+    """Under ``bf16`` hold all parameters in bf16, in place; ``fp32`` and ``bf16_mixed`` keep them in fp32.
+
+    Buffers keep their dtype: rotary frequencies in bf16 would shift positions beyond the first few hundred.
+    """
+    if precision == "bf16":
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+        for layer in sparse_layers(model).values():
+            layer.topology_changed()
+
+
+def compute_context(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """``bf16_mixed``: autocast, so that products run in bf16 while parameters and reductions stay in fp32."""
+    if precision == "bf16_mixed":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()

@@ -1,0 +1,80 @@
+"""The parts of one run, put together by :mod:`smet_train.build` and moved by the loop."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smet_train.data.loader import BatchLoader
+from smet_train.optim import LrSchedule, SmetAdamW
+from smet_train.topology import TopologyUpdater
+from smet_train.tracking.jsonl import JsonlSink
+from smet_train.tracking.sinks import Tracker
+from smet_train.tracking.throughput import Throughput
+from smet_train.train.signals import StopRequest
+from smet_train.train.spike_watch import SpikeWatch
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """Numbers that the loop reads; units as in the configuration."""
+
+    total_steps: int
+    batch_size: int
+    micro_batch_size: int
+    sequence_tokens: int
+    lr: float
+    grad_clip: float
+    precision: str
+    eval_interval: int
+    checkpoint_interval: int
+    checkpoint_keep: int
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches accumulated in one optimizer step."""
+        return self.batch_size // self.micro_batch_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.sequence_tokens
+
+
+@dataclass(slots=True)
+class TrainState:
+    """How far a run has come."""
+
+    step: int = 0
+    tokens: int = 0
+
+
+@dataclass(slots=True)
+class Run:
+    """One run: what is trained, on what, how, and where it is written down.
+
+    ``fresh`` is true until a checkpoint is restored into it.
+    """
+
+    settings: LoopSettings
+    folder: Path
+    config: dict[str, Any]
+    device: torch.device
+    model: nn.Module
+    optimizer: SmetAdamW
+    lr_schedule: LrSchedule
+    topology: TopologyUpdater
+    batches: BatchLoader
+    validation: Tensor
+    spikes: SpikeWatch
+    tracker: Tracker
+    metrics: JsonlSink
+    throughput: Throughput
+    stop: StopRequest
+    state: TrainState = field(default_factory=TrainState)
+    fresh: bool = True
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"

@@ -1,0 +1,117 @@
+"""The whole state of a run as a snapshot, and back, bit for bit."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smet_train import __version__
+from smet_train.errors import CheckpointError
+from smet_train.sparse.ledger import sparse_layers
+from smet_train.train.checkpoint import Snapshot
+from smet_train.train.run import Run
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, tied ones once, sharing memory with the model."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, tensor in model.state_dict().items():
+        identity = (tensor.data_ptr(), tensor.shape)
+        if identity not in seen:
+            seen.add(identity)
+            tensors[name] = tensor
+    return tensors
+
+
+@torch.no_grad()
+def restore_model(model: nn.Module, saved: dict[str, Tensor] | Any) -> None:
+    """Copy saved tensors into the model in place.
+
+    Raises:
+        CheckpointError: if a tensor is missing, left over, or of another shape or dtype.
+        LayoutError: if a saved index breaks an invariant of its layer.
+    """
+    held = model_tensors(model)
+    if held.keys() != saved.keys():
+        odd = sorted(held.keys() ^ saved.keys())[0]
+        raise CheckpointError(
+            f"the checkpoint is of another model: {odd} is on one side only; resume with the model and sparsity "
+            "settings that the run was started with"
+        )
+    for name, tensor in held.items():
+        if tensor.shape != saved[name].shape or tensor.dtype != saved[name].dtype:
+            raise CheckpointError(
+                f"the checkpoint is of another model: {name} is {tuple(saved[name].shape)} of {saved[name].dtype} "
+                f"there, {tuple(tensor.shape)} of {tensor.dtype} here"
+            )
+        tensor.copy_(saved[name])
+    for layer in sparse_layers(model).values():
+        layer.layout.validate_index(layer.index)
+        layer.topology_changed()
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """torch's generator states; dropout is the only part of a run that draws from them."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random_state(states: dict[str, Tensor] | Any, device: torch.device) -> None:
+    """Continue the generators; a checkpoint from a machine without a GPU leaves the GPU's generator as seeded."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def _names(model: nn.Module) -> dict[Tensor, str]:
+    return {parameter: name for name, parameter in model.named_parameters()}
+
+
+def capture(run: Run) -> Snapshot:
+    """Everything that decides how ``run`` goes on. The tensors share memory with the run: write them before the next
+    step."""
+    optimizer_tensors, optimizer_plain = run.optimizer.state_for_checkpoint(_names(run.model))
+    return Snapshot(
+        tensors={
+            "model": model_tensors(run.model),
+            "optimizer": optimizer_tensors,
+            "random": random_state(run.device),
+        },
+        plain={
+            "version": __version__,
+            "step": run.state.step,
+            "tokens": run.state.tokens,
+            "optimizer": optimizer_plain,
+            "topology": run.topology.state_dict(),
+            "data": run.batches.state_dict(),
+            "spikes": run.spikes.state_dict(),
+            "metrics_bytes": run.metrics.position(),
+            "config": run.config,
+        },
+    )
+
+
+def restore(run: Run, snapshot: Snapshot, *, same_folder: bool) -> None:
+    """Put ``run`` where ``snapshot`` was taken; with ``same_folder`` cut its metrics back to that moment too.
+
+    Raises:
+        CheckpointError: if the snapshot lacks something or is of another model or optimizer.
+        DataError: if the data source or the tokenizer has changed.
+    """
+    plain = snapshot.plain
+    try:
+        restore_model(run.model, snapshot.tensors["model"])
+        run.optimizer.restore(_names(run.model), snapshot.tensors["optimizer"], plain["optimizer"])
+        restore_random_state(snapshot.tensors["random"], run.device)
+        run.topology.load_state_dict(plain["topology"])
+        run.batches.load_state_dict(plain["data"])
+        run.spikes.load_state_dict(plain["spikes"])
+        run.state.step, run.state.tokens = plain["step"], plain["tokens"]
+        run.fresh = False
+        if same_folder:
+            run.metrics.truncate(plain["metrics_bytes"])
+    except KeyError as error:
+        raise CheckpointError(f"the checkpoint lacks {error}; resume from another checkpoint") from error
