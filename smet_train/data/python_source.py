@@ -9,8 +9,19 @@ from pathlib import Path
 
 from smet_train.errors import DataError
 
-# Tests hold odd encodings and long tables; the rest is not the standard library or not its source.
-_LEFT_OUT = {"test", "tests", "idle_test", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
+# Tests and encodings are mostly tables, pydoc_data is documentation; the rest is not on every machine.
+_LEFT_OUT = {
+    "__pycache__",
+    "dist-packages",
+    "encodings",
+    "idle_test",
+    "idlelib",
+    "lib2to3",
+    "pydoc_data",
+    "site-packages",
+    "test",
+    "tests",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +31,28 @@ class PythonFiles:
     paths: tuple[str, ...]
     size_bytes: int
     fingerprint: str
+
+
+# A whole file fills many training windows, and batches of one file teach little.
+_PIECE_CHARACTERS = 2000
+_LONGEST_PIECE_CHARACTERS = 4000
+
+
+def split_source(text: str) -> Iterator[str]:
+    """Pieces of a Python file: from 2000 characters on cut after a blank line, from 4000 on after any line.
+
+    Joined they are ``text`` again; the last may be short.
+    """
+    piece: list[str] = []
+    size = 0
+    for line in text.splitlines(keepends=True):
+        piece.append(line)
+        size += len(line)
+        if size >= (_PIECE_CHARACTERS if line.isspace() else _LONGEST_PIECE_CHARACTERS):
+            yield "".join(piece)
+            piece, size = [], 0
+    if piece:
+        yield "".join(piece)
 
 
 def find_python_files(root: Path | None = None) -> PythonFiles:

@@ -15,7 +15,7 @@ from datasets import IterableDataset, load_dataset
 from smet_train.data import files
 from smet_train.data.documents import DocumentStream, Row, State, read_field, read_json_line, read_line, shuffle_shards
 from smet_train.data.hub import open_hub
-from smet_train.data.python_source import find_python_files
+from smet_train.data.python_source import find_python_files, split_source
 from smet_train.errors import DataError
 
 
@@ -84,7 +84,7 @@ def open_source(spec: SourceSpec) -> Source:
 def _open_python_source(spec: SourceSpec) -> Source:
     found = find_python_files()
     # As many shards as files makes a full shuffle; load_dataset takes 15 times as long to open and read them.
-    dataset = IterableDataset.from_generator(_read_whole, gen_kwargs={"paths": list(found.paths)})
+    dataset = IterableDataset.from_generator(_read_pieces, gen_kwargs={"paths": list(found.paths)})
     return Source(
         fingerprint=hashlib.sha256(f"{spec.kind} {found.fingerprint}".encode()).hexdigest(),
         description=f"the Python standard library's source: {len(found.paths)} files, "
@@ -96,10 +96,11 @@ def _open_python_source(spec: SourceSpec) -> Source:
     )
 
 
-def _read_whole(paths: list[str]) -> Iterator[Row]:
+def _read_pieces(paths: list[str]) -> Iterator[Row]:
     for path in paths:
         with open(path, encoding="utf-8") as file:
-            yield {"text": file.read()}
+            for piece in split_source(file.read()):
+                yield {"text": piece}
 
 
 def _open_text(spec: SourceSpec) -> Source:
