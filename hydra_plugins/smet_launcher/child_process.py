@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -33,16 +34,27 @@ ConfigStore.instance().store(
 )
 
 
-def folder_name(override_dirname: str) -> str:
+def swept_overrides(overrides: Sequence[str], command: Sequence[str]) -> list[str]:
+    """Those of a job's ``overrides`` that the sweep has chosen, all of them if the ``command`` sweeps over nothing."""
+    same_in_all = {
+        f"{override.get_key_element()}={override.get_value_element_as_str()}"
+        for override in OverridesParser.create().parse_overrides(list(command))
+        if not override.is_sweep_override()
+    }
+    return [override for override in overrides if override not in same_in_all] or list(overrides)
+
+
+def folder_name(overrides: Sequence[str]) -> str:
     """A job's overrides as the name of one folder; an overlong one is cut and told apart by a hash."""
-    name = override_dirname.replace("/", "_") or "defaults"
+    name = ",".join(overrides).replace("/", "_") or "defaults"
     if len(name.encode()) <= _LONGEST_NAME:
         return name
     return f"{name[: _LONGEST_NAME // 2]}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
 class ChildProcessLauncher(Launcher):
-    """Runs jobs one after another, each as ``python -m smet_train <overrides>`` in a folder named by its overrides.
+    """Runs jobs one after another, each as ``python -m smet_train <overrides>`` in a folder named by what the sweep
+    chose for it, or by hydra.sweep.subdir.
 
     The output of a job goes to ``console.log`` in its folder. Afterwards the table over all jobs is printed and
     written to ``sweep.csv`` in the sweep's folder. SIGINT and SIGTERM are passed to the running job, which saves and
@@ -87,7 +99,8 @@ class ChildProcessLauncher(Launcher):
         config = self._context.config_loader.load_sweep_config(self._config, overrides)
         with open_dict(config):
             config.hydra.job.num = number
-        name = folder_name(str(config.hydra.sweep.subdir))
+        chosen = swept_overrides(overrides, self._config.hydra.overrides.task)
+        name = str(config.hydra.sweep.subdir) or folder_name(chosen)
         return {
             "name": name,
             "overrides": overrides,
@@ -100,7 +113,7 @@ class ChildProcessLauncher(Launcher):
     def _run_job(self, job: dict[str, Any]) -> None:
         started_s = time.monotonic()
         job["folder"].mkdir(parents=True, exist_ok=True)
-        quoted = str(job["folder"]).replace("'", r"\'")
+        quoted = str(job["folder"]).replace("'", r"\'").replace("${", r"\${")
         command = [sys.executable, "-m", "smet_train", *job["overrides"], f"hydra.run.dir='{quoted}'"]
         log = job["folder"] / "console.log"
         with log.open("wb") as output:

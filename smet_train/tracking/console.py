@@ -57,6 +57,7 @@ class ConsoleSink:
     def __init__(self, console: Console, *, total_steps: int, start_step: int, log_interval: int) -> None:
         self._console = console
         self._total_steps = total_steps
+        self._start_step = start_step
         self._log_interval = log_interval
         self._process = psutil.Process()
         self._memory_gib = self._process.memory_info().rss / _GIB
@@ -88,7 +89,7 @@ class ConsoleSink:
         if self._progress is not None:
             facts = f"loss {event['loss']:.3f}  {speed:,.0f} tokens/s  {self._memory_gib:.2f} GiB"
             self._progress.update(self._task, completed=step, facts=facts)
-        elif step % self._log_interval == 0 or step == self._total_steps:
+        elif step % self._log_interval == 0 or step in (self._start_step + 1, self._total_steps):
             tokens_left = event["tokens"] / step * (self._total_steps - step)
             eta = duration(tokens_left / speed) if speed > 0 else "?"
             self._console.print(

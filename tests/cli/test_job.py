@@ -1,0 +1,250 @@
+"""Whole runs in this process: what a run folder holds, and how runs go on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from smet_train.cli.job import run_training
+from smet_train.config.schema import Config
+from smet_train.errors import CheckpointError, ConfigError
+from smet_train.tracking.jsonl import read_events
+from smet_train.tracking.names import FIELDS, TIME_FIELDS
+from smet_train.train import loop
+
+QuickConfig = Callable[..., Config]
+
+
+class Crash(Exception):
+    """Stands for whatever ends a process."""
+
+
+def train(config: Config, folder: Path) -> str:
+    """Run to the end; returns what was printed."""
+    console = Console(width=120, record=True, quiet=False, file=open("/dev/null", "w"), highlight=False)
+    assert run_training(config, folder, console) == 0
+    return console.export_text()
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Make the loop die after the optimizer step ``step``."""
+    report_step = loop.report_step
+
+    def report_or_die(run: Any, *facts: Any) -> None:
+        report_step(run, *facts)
+        if run.state.step == step:
+            raise Crash
+
+    monkeypatch.setattr(loop, "report_step", report_or_die)
+
+
+def trace(folder: Path) -> list[dict[str, Any]]:
+    """All events but what depends on the clock and on the machine's memory."""
+    return [
+        {key: value for key, value in event.items() if key not in TIME_FIELDS}
+        for event in read_events(folder / "metrics.jsonl")
+        if event["event"] != "memory"
+    ]
+
+
+def checkpoint(folder: Path, step: int) -> dict[str, Any]:
+    """The bytes of all tensors of a checkpoint, and its plain values; the metrics' size depends on the clock."""
+    path = folder / "checkpoints" / f"step_{step:08d}"
+    content: dict[str, Any] = {file.name: file.read_bytes() for file in sorted(path.glob("*.safetensors"))}
+    assert set(content) == {"model.safetensors", "optimizer.safetensors", "random.safetensors"}
+    plain = json.loads((path / "state.json").read_text())
+    return {**content, **{key: value for key, value in plain.items() if key not in ("metrics_bytes", "files")}}
+
+
+def test_a_run_folder_holds_what_the_contract_says(quick_config: QuickConfig, tmp_path: Path) -> None:
+    printed = train(quick_config("tracking.probe_windows=2"), tmp_path)
+    events = read_events(tmp_path / "metrics.jsonl")
+    kinds = [event["event"] for event in events]
+    assert kinds[0] == "run"
+    assert kinds[-2:] == ["memory", "end"]
+    assert kinds.count("train") == 6
+    assert [e["step"] for e in events if e["event"] == "topology"] == [2, 4]
+    assert [e["step"] for e in events if e["event"] == "eval"] == [0, 3, 6]
+    assert [e["step"] for e in events if e["event"] == "checkpoint"] == [3, 6]
+    spikes = [e for e in events if e["event"] == "spike"]
+    assert sorted((e["step"], e["source"]) for e in spikes) == [
+        (s, source) for s in (2, 4) for source in ("probe", "train")
+    ]
+    assert all(e["beta2"] == 0.999 for e in [events[0], *spikes])
+    for event in events:
+        missing = set(FIELDS.get(event["event"], {})) - set(event)
+        assert not missing, (event["event"], missing)
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert saved["train"]["steps"] == 6
+    assert saved["sparsity"]["backend"] == "densify"
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000003", "step_00000006"]
+    assert "model.layers.*.self_attn.q_proj" in printed
+    assert "topology updates" in printed
+    assert str(tmp_path) in printed.replace("\n", "")
+
+
+def test_every_token_counts_once_and_every_update_keeps_the_count(quick_config: QuickConfig, tmp_path: Path) -> None:
+    config = quick_config()
+    train(config, tmp_path)
+    events = read_events(tmp_path / "metrics.jsonl")
+    per_step = config.train.batch_size * config.data.sequence_tokens
+    assert [e["tokens"] for e in events if e["event"] == "train"] == [per_step * step for step in range(1, 7)]
+    assert all(e["dropped"] == e["grown"] > 0 for e in events if e["event"] == "topology")
+    assert len({e["density"] for e in events if e["event"] == "topology"}) == 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["tracking.probe_windows=2"],
+        ["method=set", "optimizer.weight_decay=0.1"],
+        ["method=static"],
+        ["method=dense"],
+        ["train.precision=bf16", "data.prefetch_batches=0"],
+        ["train.precision=bf16_mixed", "sparsity.backend=reference"],
+        ["model=gpt2_124m", "model.dropout=0.1"],
+        ["data.shuffle_documents=1", "optimizer.schedule=wsd", "checkpoint.keep=1"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+@pytest.mark.parametrize("died_at", [1, 3, 5])
+def test_a_crashed_run_goes_on_bit_for_bit(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], died_at: int
+) -> None:
+    config = quick_config(*overrides, "checkpoint.interval=2")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(config, whole)
+    with monkeypatch.context() as patch:
+        crash_at(patch, died_at)
+        with pytest.raises(Crash):
+            train(config, broken)
+    printed = train(config, broken)
+    assert ("resumed" in printed) == (died_at > 2)
+    assert checkpoint(broken, 6) == checkpoint(whole, 6)
+    assert trace(broken) == trace(whole)
+
+
+def test_a_finished_run_says_so_and_a_longer_one_goes_on(quick_config: QuickConfig, tmp_path: Path) -> None:
+    train(quick_config(), tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    printed = train(quick_config(), tmp_path)
+    assert "This run is finished at step 6" in printed
+    assert "train.steps=12" in printed
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    printed = train(quick_config("train.steps=8"), tmp_path)
+    assert "resumed     at step 6" in printed
+    events = read_events(tmp_path / "metrics.jsonl")
+    assert [e["step"] for e in events if e["event"] == "train"] == list(range(1, 9))
+    # the update that was due after the last step of the shorter run is made up for
+    assert [e["step"] for e in events if e["event"] == "topology"] == [2, 4, 6]
+
+
+def test_an_extended_constant_schedule_equals_the_longer_run(quick_config: QuickConfig, tmp_path: Path) -> None:
+    """With nothing that depends on the run's length, 6 steps and then 4 more are 10 steps."""
+    constant = [
+        "optimizer.schedule=constant",
+        "optimizer.warmup_fraction=0",
+        "topology.drop_schedule=constant",
+        "topology.final_drop_fraction=0.2",
+        "train.eval_interval=2",
+    ]
+    train(quick_config(*constant, "train.steps=6"), tmp_path / "extended")
+    train(quick_config(*constant, "train.steps=10"), tmp_path / "extended")
+    train(quick_config(*constant, "train.steps=10"), tmp_path / "whole")
+    extended, whole = checkpoint(tmp_path / "extended", 10), checkpoint(tmp_path / "whole", 10)
+    assert extended == whole
+
+
+def test_another_command_in_the_same_folder_is_refused(quick_config: QuickConfig, tmp_path: Path) -> None:
+    train(quick_config(), tmp_path)
+    with pytest.raises(CheckpointError, match=r"sparsity.density=0.1, now sparsity.density=0.2; set it back"):
+        run_training(quick_config("sparsity.density=0.2", "train.steps=8"), tmp_path)
+    with pytest.raises(CheckpointError, match=r"and 1 more"):
+        run_training(quick_config("sparsity.density=0.2", "seed=5", "train.steps=8"), tmp_path)
+    train(quick_config("train.steps=7", "train.eval_interval=0", "checkpoint.interval=0"), tmp_path)
+
+
+def test_a_checkpoint_starts_a_run_in_another_folder(quick_config: QuickConfig, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(quick_config(), first)
+    start = f"checkpoint.resume={first}/checkpoints/step_00000003"
+    train(quick_config(start, "optimizer.lr=1e-4"), second)
+    steps = [e["step"] for e in read_events(second / "metrics.jsonl") if e["event"] == "train"]
+    assert steps == [4, 5, 6]
+    assert (first / "checkpoints" / "step_00000006").is_dir()
+    with pytest.raises(CheckpointError, match=r"model.layers=2, now model.layers=1"):
+        run_training(quick_config(start, "model.layers=1"), tmp_path / "third")
+
+
+def test_going_back_inside_a_folder_sets_later_checkpoints_aside(quick_config: QuickConfig, tmp_path: Path) -> None:
+    train(quick_config(), tmp_path)
+    before = trace(tmp_path)
+    train(quick_config(f"checkpoint.resume={tmp_path}/checkpoints/step_00000003"), tmp_path)
+    assert trace(tmp_path) == before
+    assert (tmp_path / "checkpoints" / "superseded_00000006").is_dir()
+
+
+def test_never_refuses_a_folder_with_a_run(quick_config: QuickConfig, tmp_path: Path) -> None:
+    train(quick_config("checkpoint.resume=never"), tmp_path)
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        run_training(quick_config("checkpoint.resume=never"), tmp_path)
+
+
+def test_a_gpu_that_is_not_there_is_an_error(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"train.device=cuda: torch sees no GPU here; write train.device=cpu or auto"):
+        run_training(quick_config("train.device=cuda"), tmp_path)
+
+
+def test_patterns_that_match_no_layer_are_errors(quick_config: QuickConfig, tmp_path: Path) -> None:
+    for override in ("sparsity.include=['*.nothing']", "sparsity.exclude=['*.nothing']"):
+        with pytest.raises(ConfigError, match=r"nothing"):
+            run_training(quick_config(override), tmp_path)
+
+
+def test_a_short_validation_split_is_a_warning(
+    quick_config: QuickConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(quick_config("train.eval_windows=5000", "train.steps=1"), tmp_path)
+    assert "fewer than train.eval_windows=5000" in caplog.text
+
+
+def test_wandb_offline_gets_the_same_names(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: dict[str, Any] = {}
+
+    class Run:
+        def define_metric(self, *_: Any, **__: Any) -> None: ...
+
+        def log(self, facts: dict[str, Any]) -> None:
+            logged.update(facts)
+
+        def finish(self) -> None:
+            logged["finished"] = True
+
+    started: dict[str, Any] = {}
+    monkeypatch.setattr("wandb.init", lambda **settings: started.update(settings) or Run())
+    train(quick_config("tracking.wandb=offline", "tracking.wandb_project=p"), tmp_path)
+    assert (started["mode"], started["project"], started["dir"]) == ("offline", "p", str(tmp_path))
+    assert {"train/loss", "train/step", "eval/perplexity", "topology/grown", "spike/train_spike", "spike/step"} < set(
+        logged
+    )
+    assert logged["finished"]
+
+
+def test_a_wandb_that_fails_is_a_warning(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("wandb.init", refuse)
+    train(quick_config("tracking.wandb=online", "train.steps=1"), tmp_path)
+    assert "training goes on without it" in caplog.text

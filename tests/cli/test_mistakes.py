@@ -1,0 +1,83 @@
+"""A mistake gives one clear message, no traceback, and exit status 2; a failure gives 1."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from smet_train.cli import train
+
+SmetTrain = Callable[..., subprocess.CompletedProcess[str]]
+
+MISTAKES = [
+    (["sparsity.density=1.5"], 2, "sparsity.density=1.5 is out of range"),
+    (["sparsity.densty=0.1"], 2, "unknown key sparsity.densty; did you mean sparsity.density?"),
+    (["data=text", "data.files=[nowhere/*.txt]"], 2, "data.files=['nowhere/*.txt'] matches no file"),
+    (["data=text", "data.files=[empty.txt]"], 2, "empty.txt: the file is empty, there is nothing to train on"),
+    (["data=text", "data.files=[binary.bin]"], 2, "binary.bin is not text: a NUL byte"),
+    (["data=text", "data.files=[latin.txt]"], 2, "latin.txt is not UTF-8 text"),
+    (["+experiment=nope"], 2, "there is no experiment=nope"),
+    (["+experiment=llama_130m_density0.1"], 1, "data.name=allenai/c4: Couldn't reach"),
+    (["checkpoint.resume=/not/there"], 2, "checkpoint.resume=/not/there does not exist"),
+    (["train.micro_batch_size=7"], 2, "train.micro_batch_size=7 does not divide train.batch_size=512"),
+    (["sparsity.density=0.1,0.2"], 2, "add -m to run a sweep"),
+    (["experiment=demo"], 2, "+experiment=NAME"),
+    (["data=text", "data.files=[two words]x"], 2, "cannot read"),
+    (["model=auto", "model.config_file=empty.txt"], 2, "empty.txt"),
+    (["data.tokenizer.file=nowhere.json"], 2, "nowhere.json"),
+]
+
+
+@pytest.fixture
+def bad_files(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "binary.bin").write_bytes(bytes(range(256)) * 8)
+    (tmp_path / "latin.txt").write_bytes("Käse und Brot\n".encode("latin-1") * 50)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("bad_files")
+@pytest.mark.parametrize(("arguments", "status", "message"), MISTAKES, ids=lambda value: str(value))
+def test_one_clear_message(smet_train: SmetTrain, arguments: list[str], status: int, message: str) -> None:
+    done = smet_train(*arguments, "train.steps=1", "data.cache_dir=cache")
+    assert done.returncode == status, done.stderr
+    assert message in done.stderr
+    assert done.stderr.startswith("smet-train: ")
+    assert len(done.stderr.strip().splitlines()) <= 3
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--help"], "sparsity.density=0.1"),
+        (["--cfg", "job", "+experiment=llama_1b_density0.1"], "hidden_size: 2048"),
+        ([], "smet-train --help tells everything"),
+    ],
+)
+def test_questions_about_the_command_need_none_of_the_heavy_libraries(arguments: list[str], expected: str) -> None:
+    script = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['torch', 'transformers', 'datasets', 'wandb', 'rich']))\n"
+        "from smet_train.cli.train import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+
+
+def test_an_unknown_failure_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> int:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(train, "launch", fail)
+    monkeypatch.setattr(sys, "argv", ["smet-train", "+experiment=demo"])
+    with pytest.raises(SystemExit) as left:
+        train.main()
+    assert left.value.code == 1
+    assert "RuntimeError: out of luck" in capsys.readouterr().err

@@ -1,0 +1,189 @@
+"""Runs that are killed, stopped and swept, as real processes."""
+
+import csv
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smet_train.tracking.jsonl import read_events
+from smet_train.tracking.names import TIME_FIELDS
+
+pytestmark = pytest.mark.slow
+
+SmetTrain = Callable[..., subprocess.CompletedProcess[str]]
+SmetTrainProcess = Callable[..., subprocess.Popen[str]]
+
+STEPS, INTERVAL, SAVED = 60, 10, 4
+
+
+@pytest.fixture
+def long_run(quick: list[str]) -> list[str]:
+    """A topology update every 10 steps, a checkpoint every 4."""
+    return [
+        *quick,
+        f"train.steps={STEPS}",
+        f"topology.interval={INTERVAL}",
+        f"checkpoint.interval={SAVED}",
+        "checkpoint.keep=100",
+        "train.eval_interval=20",
+        "tracking.probe_windows=2",
+        "tracking.spike_horizon_steps=8",
+    ]
+
+
+def steps_done(folder: Path) -> int:
+    """The last step in the metrics of a run that is being written."""
+    metrics = folder / "metrics.jsonl"
+    if not metrics.is_file():
+        return 0
+    return max((e["step"] for e in read_events(metrics) if e["event"] == "train"), default=0)
+
+
+def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+    """Until the run in ``folder`` has done ``step`` steps."""
+    deadline_s = time.monotonic() + 200
+    while steps_done(folder) < step:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline_s
+        time.sleep(0.002)
+
+
+def trace(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in event.items() if key not in TIME_FIELDS}
+        for event in read_events(folder / "metrics.jsonl")
+        if event["event"] != "memory"
+    ]
+
+
+def tensors(folder: Path) -> dict[str, bytes]:
+    path = folder / "checkpoints" / f"step_{STEPS:08d}"
+    found = {file.name: file.read_bytes() for file in path.glob("*.safetensors")}
+    assert set(found) == {"model.safetensors", "optimizer.safetensors", "random.safetensors"}
+    return found
+
+
+def test_a_run_killed_at_random_steps_equals_the_unbroken_one_bit_for_bit(
+    smet_train: SmetTrain, smet_train_process: SmetTrainProcess, tmp_path: Path, long_run: list[str]
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done = smet_train(*long_run, f"hydra.run.dir={whole}")
+    assert done.returncode == 0, done.stderr
+
+    # Twice, each time with topology updates before and after.
+    draw = random.Random(time.time_ns())
+    for first, last in ((INTERVAL + 2, 28), (32, STEPS - INTERVAL - 2)):
+        process = smet_train_process(*long_run, f"hydra.run.dir={broken}")
+        wait_for_step(process, broken, draw.randint(first, last))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    done = smet_train(*long_run, f"hydra.run.dir={broken}")
+    assert done.returncode == 0, done.stderr
+    assert "resumed     at step" in done.stdout
+
+    assert tensors(broken) == tensors(whole)
+    assert trace(broken) == trace(whole)
+    assert sum(event["event"] == "topology" for event in trace(whole)) == STEPS // INTERVAL - 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_stopped_run_saves_exits_cleanly_and_goes_on(
+    smet_train: SmetTrain,
+    smet_train_process: SmetTrainProcess,
+    tmp_path: Path,
+    long_run: list[str],
+    number: signal.Signals,
+) -> None:
+    folder = tmp_path / "run"
+    arguments = [*long_run, f"hydra.run.dir={folder}", "checkpoint.interval=0"]
+    process = smet_train_process(*arguments)
+    wait_for_step(process, folder, 5)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert f"{number.name}: stopped at step" in output
+    assert "Traceback" not in output
+    stopped_at = steps_done(folder)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step_{stopped_at:08d}"]
+    done = smet_train(*arguments)
+    assert f"resumed     at step {stopped_at}" in done.stdout
+    assert [e["step"] for e in trace(folder) if e["event"] == "train"] == list(range(1, STEPS + 1))
+
+
+def test_the_same_command_finds_its_run_and_never_starts_another(
+    smet_train: SmetTrain, tmp_path: Path, quick: list[str]
+) -> None:
+    assert smet_train(*quick).returncode == 0
+    (folder,) = (tmp_path / "outputs").iterdir()
+    again = smet_train(*quick)
+    assert (again.returncode, "This run is finished at step 6" in again.stdout) == (0, True)
+    extended = smet_train(*quick, "train.steps=7", "tracking.spike_horizon_steps=5")
+    assert "resumed     at step 6" in extended.stdout
+    assert list((tmp_path / "outputs").iterdir()) == [folder]
+    fresh = smet_train(*quick, "checkpoint.resume=never")
+    assert fresh.returncode == 0, fresh.stderr
+    assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == [folder.name, f"{folder.name}-2"]
+
+
+def test_a_second_process_in_the_same_folder_is_refused(
+    smet_train: SmetTrain, smet_train_process: SmetTrainProcess, tmp_path: Path, long_run: list[str]
+) -> None:
+    folder = tmp_path / "run"
+    arguments = [*long_run, "train.steps=100000", f"hydra.run.dir={folder}"]
+    process = smet_train_process(*arguments)
+    wait_for_step(process, folder, 1)
+    second = smet_train(*arguments)
+    process.kill()
+    process.communicate()
+    assert (second.returncode, second.stderr.count("\n")) == (2, 1)
+    assert str(process.pid) in second.stderr
+
+
+def test_a_sweep_runs_every_job_and_lists_the_failed_one(
+    smet_train: SmetTrain, tmp_path: Path, quick: list[str]
+) -> None:
+    command = ["-m", *quick, "sparsity.density=0.05,1.5,0.25"]
+    done = smet_train(*command)
+    assert done.returncode == 1
+    assert done.stderr == "smet-train: 1 of 3 runs failed\n"
+    (sweep,) = (tmp_path / "multirun").iterdir()
+    with (sweep / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    assert [bool(row["eval_loss"]) for row in rows] == [True, False, True]
+    assert "sparsity.density=1.5 is out of range" in rows[1]["error"]
+    for row, density in zip(rows, ("0.05", "1.5", "0.25"), strict=True):
+        assert row["name"] == f"sparsity.density={density}"
+        assert Path(row["folder"]) == sweep / row["name"]
+    assert (Path(rows[0]["folder"]) / "config.yaml").is_file()
+    assert "sparsity.density=1.5" in done.stdout
+    # typed again, finished runs are found finished
+    again = smet_train(*command)
+    assert again.returncode == 1
+    assert list((tmp_path / "multirun").iterdir()) == [sweep]
+    assert "finished at step 6" in (Path(rows[0]["folder"]) / "console.log").read_text()
+
+
+def test_a_stopped_sweep_passes_the_signal_on_and_starts_no_further_job(
+    smet_train_process: SmetTrainProcess, tmp_path: Path, long_run: list[str]
+) -> None:
+    process = smet_train_process("-m", *long_run, "train.steps=100000", "seed=1,2")
+    deadline_s = time.monotonic() + 200
+    while not (started := list(tmp_path.glob("multirun/*/*/metrics.jsonl"))) or steps_done(started[0].parent) < 3:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT
+    (sweep,) = (tmp_path / "multirun").iterdir()
+    with (sweep / "sweep.csv").open(newline="") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["stopped", "stopped"]
+    assert len(list(started[0].parent.glob("checkpoints/step_*"))) > 0
+    assert "Traceback" not in output

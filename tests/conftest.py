@@ -1,0 +1,110 @@
+"""What many tests need: a small corpus, a cache shared by the session, and configurations that train in a second."""
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Before any test imports the libraries that read them: no test may reach a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+import torch
+
+from smet_train.config.compose import compose
+from smet_train.config.schema import Config
+
+torch.set_num_threads(1)
+
+_WORDS = [
+    "the",
+    "model",
+    "reads",
+    "a",
+    "token",
+    "and",
+    "writes",
+    "the",
+    "next",
+    "one",
+    "while",
+    "its",
+    "weights",
+    "move",
+    "from",
+    "site",
+    "to",
+    "site",
+    "in",
+    "every",
+    "layer",
+    "because",
+    "few",
+    "of",
+    "them",
+    "are",
+    "active",
+    "and",
+    "most",
+    "of",
+    "the",
+    "matrix",
+    "does",
+    "not",
+    "exist",
+    "so",
+    "that",
+    "memory",
+    "is",
+    "saved",
+]
+
+
+def make_documents(n_documents: int, seed: int = 0) -> list[str]:
+    """Distinct documents of 10 to 60 words."""
+    draw = random.Random(seed)
+    return [
+        f"{number} " + " ".join(draw.choice(_WORDS) for _ in range(draw.randint(10, 60)))
+        for number in range(n_documents)
+    ]
+
+
+@pytest.fixture(scope="session")
+def documents() -> Callable[..., list[str]]:
+    return make_documents
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file with 400 documents, one a line."""
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n".join(make_documents(400)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def quick(corpus: Path, cache_dir: Path) -> list[str]:
+    """Overrides of a run of six steps on the corpus, with topology updates after steps 2 and 4."""
+    return [
+        "+debug=quick",
+        "data=text",
+        f"data.files=['{corpus}']",
+        "data.text_unit=line",
+        "data.shuffle_documents=50",
+        f"data.cache_dir='{cache_dir}'",
+        "data.validation_fraction=0.1",
+    ]
+
+
+@pytest.fixture(scope="session")
+def quick_config(quick: list[str]) -> Callable[..., Config]:
+    """The configuration of ``quick`` with further overrides."""
+    return lambda *overrides: compose([*quick, *overrides])
