@@ -19,48 +19,10 @@ from smet_train.config.schema import Config
 
 torch.set_num_threads(1)
 
-_WORDS = [
-    "the",
-    "model",
-    "reads",
-    "a",
-    "token",
-    "and",
-    "writes",
-    "the",
-    "next",
-    "one",
-    "while",
-    "its",
-    "weights",
-    "move",
-    "from",
-    "site",
-    "to",
-    "site",
-    "in",
-    "every",
-    "layer",
-    "because",
-    "few",
-    "of",
-    "them",
-    "are",
-    "active",
-    "and",
-    "most",
-    "of",
-    "the",
-    "matrix",
-    "does",
-    "not",
-    "exist",
-    "so",
-    "that",
-    "memory",
-    "is",
-    "saved",
-]
+_WORDS = """
+the model reads a token and writes the next one while its weights move from site to site in every layer because few of
+them are active and most of the matrix does not exist so that memory is saved
+""".split()
 
 
 def make_documents(n_documents: int, seed: int = 0) -> list[str]:

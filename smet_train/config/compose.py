@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import hydra
 import yaml
@@ -92,8 +91,10 @@ class _Job:
             self.error = error
 
 
-def _to_config(settings: Any) -> Config:
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), settings))
+def _to_config(settings: DictConfig) -> Config:
+    # By way of plain values: a key that an override added with a plus sign would otherwise be let through.
+    plain = OmegaConf.to_container(settings, resolve=True, enum_to_str=True)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
     assert isinstance(config, Config)
     return config
 

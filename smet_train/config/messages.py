@@ -8,7 +8,13 @@ from smet_train.config.fields import Leaf, leaves, spell
 from smet_train.config.locate import group_options, groups
 from smet_train.config.schema import Config
 
-_KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "a text"}
+_KINDS = {
+    "Integer": "a whole number",
+    "Float": "a number",
+    "Boolean": "true or false",
+    "bool": "true or false",
+    "String": "a text",
+}
 
 
 def unknown_option(group: str, name: str, options: Sequence[str]) -> str:
@@ -87,6 +93,7 @@ _RULES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (r"Key '[^']+' (?:is )?not in '\w+'" + _AT_KEY, lambda match: unknown_key(match["key"])),
     (r"Could not override '(?P<key>[^']+)'", lambda match: unknown_key(match["key"])),
     (r"Value '(?P<value>.*)' of type '.*' could not be converted to (?P<kind>\w+)" + _AT_KEY, _not_convertible),
+    (r"Value '(?P<value>.*)' is not a valid (?P<kind>\w+)" + _AT_KEY, _not_convertible),
     (r"Invalid value '(?P<value>.*)', expected one of \[(?P<choices>.*)\]" + _AT_KEY, _not_in_enum),
     (r"(?:not a ListConfig, list or tuple|to a list|to ListConfig|is not a list)" + _AT_KEY, _not_a_list),
     (r"field '[^']+' is not Optional" + _AT_KEY, _not_optional),

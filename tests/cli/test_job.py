@@ -1,5 +1,6 @@
 """Whole runs in this process: what a run folder holds, and how runs go on."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ class Crash(Exception):
 
 def train(config: Config, folder: Path) -> str:
     """Run to the end; returns what was printed."""
-    console = Console(width=120, record=True, quiet=False, file=open("/dev/null", "w"), highlight=False)
+    console = Console(width=120, record=True, file=io.StringIO(), highlight=False)
     assert run_training(config, folder, console) == 0
     return console.export_text()
 
