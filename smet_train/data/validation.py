@@ -10,13 +10,10 @@ import torch
 from torch import Tensor
 
 from smet_train.data import cache
-from smet_train.data.cache import default_cache_dir
 from smet_train.data.sources import Source
 from smet_train.data.split import is_validation
 from smet_train.data.tokenizer import TextTokenizer
 from smet_train.errors import DataError
-
-__all__ = ["default_cache_dir", "validation_windows"]
 
 log = logging.getLogger(__name__)
 
