@@ -1,0 +1,113 @@
+"""What a person reads: the summary, the layers and the sweep, from written-down events."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from torch import nn
+
+from smet_train.analysis.layers import group_layers, print_layers
+from smet_train.analysis.summary import format_bytes, print_summary, run_summary
+from smet_train.analysis.sweep import COLUMNS, print_sweep_table, sweep_rows, write_sweep_csv
+from smet_train.sparse import sparsify
+
+EVENTS: list[dict[str, Any]] = [
+    {"event": "run", "method": "smet", "density": 0.1, "beta2": 0.999},
+    {"event": "eval", "step": 0, "loss": 8.0, "perplexity": 2981.0},
+    *(
+        {"event": "train", "step": s, "loss": float(20 - s), "tokens": 10 * s, "tokens_per_s": float(s)}
+        for s in range(1, 13)
+    ),
+    {"event": "topology", "step": 5},
+    {"event": "spike", "step": 5, "source": "train", "spike": 0.5},
+    {"event": "spike", "step": 9, "source": "train", "spike": 0.1},
+    {"event": "spike", "step": 9, "source": "probe", "spike": 0.25},
+    {"event": "eval", "step": 12, "loss": 5.5, "perplexity": 244.7},
+    {
+        "event": "memory",
+        "peak_rss_bytes": 3 * 2**30,
+        "kinds": [
+            {"kind": "values", "bytes": 1024, "dense_bytes": 10240},
+            {"kind": "index", "bytes": 1024, "dense_bytes": 0},
+        ],
+    },
+    {"event": "end", "step": 12, "reason": "finished"},
+]
+
+
+def write_run(folder: Path, events: list[dict[str, Any]]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return folder
+
+
+def printed(show: Any, *arguments: Any) -> str:
+    console = Console(width=200, record=True, quiet=False, force_terminal=False)
+    show(console, *arguments)
+    return console.export_text()
+
+
+def test_the_summary_is_read_from_the_events(tmp_path: Path) -> None:
+    summary = run_summary(write_run(tmp_path, EVENTS))
+    assert summary["train_loss"] == 12.5  # mean of steps 3 to 12
+    assert (summary["step"], summary["tokens"], summary["tokens_per_s"]) == (12, 120, 6.5)
+    assert (summary["first_eval_loss"], summary["eval_loss"], summary["topology_updates"]) == (8.0, 5.5, 1)
+    assert summary["spikes"]["train"] == {"count": 2, "mean": 0.3, "largest": 0.5}
+    assert summary["spikes"]["probe"]["count"] == 1
+    text = printed(print_summary, summary)
+    assert "5.5000 (fell by 2.5000 nats)" in text
+    assert "mean +0.3000, largest +0.5000 nats over 2 updates (beta2 0.999)" in text
+    assert "3.00 GiB" in text
+    assert "0.200" in text  # the total: 2 KiB of 10 KiB
+
+
+def test_a_folder_without_a_run_has_an_empty_summary(tmp_path: Path) -> None:
+    assert run_summary(tmp_path) == {"topology_updates": 0, "spikes": {}}
+    assert "topology updates" in printed(print_summary, run_summary(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (2**21, "2.00 MiB"), (2**41, "2048.00 GiB")]
+)
+def test_bytes(count: int, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+def test_alike_layers_share_a_row() -> None:
+    model = nn.ModuleDict(
+        {
+            "blocks": nn.ModuleList(
+                [nn.ModuleDict({"up": nn.Linear(8, 16), "down": nn.Linear(16, 8)}) for _ in range(3)]
+            ),
+            "head": nn.Linear(8, 8),
+        }
+    )
+    layers = sparsify(model, ["*"], density=0.25, seed=1, backend="densify")
+    rows = group_layers(layers)
+    assert [(row["name"], row["count"], row["shape"], row["active"]) for row in rows] == [
+        ("blocks.*.up", 3, "16x8", 32),
+        ("blocks.*.down", 3, "8x16", 32),
+        ("head", 1, "8x8", 16),
+    ]
+    text = printed(print_layers, layers)
+    assert all(word in text for word in ("blocks.*.up", "0.25", "densify", "16x8"))
+
+
+def test_the_sweeps_table_lists_failed_jobs_too(tmp_path: Path) -> None:
+    jobs: list[dict[str, Any]] = [
+        {"name": "d=0.1", "status": "done", "error": None, "wall_s": 3.5, "folder": write_run(tmp_path / "a", EVENTS)},
+        {"name": "d=9", "status": "failed", "error": "out of range", "wall_s": 0.5, "folder": tmp_path / "b"},
+    ]
+    rows = sweep_rows(jobs)
+    write_sweep_csv(tmp_path / "sweep.csv", rows)
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        read = list(csv.DictReader(file))
+    assert list(read[0]) == list(COLUMNS)
+    assert (read[0]["eval_loss"], read[0]["mean_spike"], read[0]["error"]) == ("5.5", "0.3", "")
+    assert (read[1]["status"], read[1]["eval_loss"], read[1]["error"]) == ("failed", "", "out of range")
+    text = printed(print_sweep_table, rows)
+    assert "d=9: out of range" in text
+    assert "+0.3000" in text

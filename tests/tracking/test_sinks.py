@@ -1,0 +1,200 @@
+import importlib
+import io
+import json
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from smet_train.tracking.console import ConsoleSink, duration, open_console
+from smet_train.tracking.jsonl import JsonlSink, read_events, to_line
+from smet_train.tracking.names import FIELDS
+from smet_train.tracking.resources import memory_use
+from smet_train.tracking.sinks import Tracker
+from smet_train.tracking.throughput import Throughput
+from smet_train.tracking.wandb_sink import open_wandb
+
+STEP = {"event": "train", "step": 10, "loss": 2.5, "lr": 1e-3, "grad_norm": 0.5, "tokens": 100, "tokens_per_s": 50.0}
+
+
+def test_lines_are_strict_json() -> None:
+    line = to_line({"event": "train", "a": math.nan, "b": math.inf, "c": -math.inf, "d": 1.5, "e": None})
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "event": "train", "a": "nan", "b": "inf", "c": "-inf", "d": 1.5, "e": None,
+    }  # fmt: skip
+    assert [float(json.loads(line)[key]) for key in "bc"] == [math.inf, -math.inf]
+
+
+def test_a_torn_last_line_is_left_out_and_any_other_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"event": "a"}\n{"event": "b"}\n{"eve')
+    assert [event["event"] for event in read_events(path)] == ["a", "b"]
+    path.write_text('{"event": "a"}\n[1]\n{"event": "b"}\n')
+    with pytest.raises(ValueError, match="line 2"):
+        read_events(path)
+
+
+def test_the_file_is_cut_back_to_a_position(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonlSink(path)
+    sink.emit({"event": "a"})
+    position = sink.position()
+    sink.emit({"event": "b"})
+    assert len(read_events(path)) == 2  # at once, without closing
+    sink.close()
+    again = JsonlSink(path)
+    again.truncate(position)
+    again.emit({"event": "c"})
+    assert [event["event"] for event in read_events(path)] == ["a", "c"]
+    again.truncate(10**6)
+    assert "earlier events are missing" in caplog.text
+    again.close()
+
+
+class Broken:
+    calls = 0
+
+    def emit(self, _: dict[str, Any]) -> None:
+        self.calls += 1
+        raise OSError("gone")
+
+    def close(self) -> None:
+        raise OSError("gone")
+
+
+def test_a_display_that_fails_is_dropped_and_the_metrics_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker, broken = Tracker(JsonlSink(tmp_path / "m.jsonl")), Broken()
+    tracker.add(broken)
+    for _ in range(3):
+        tracker.emit(STEP)
+    assert broken.calls == 1
+    assert caplog.text.count("Broken failed and is left out") == 1
+    tracker.add(broken)
+    tracker.close()
+    assert "Broken failed to close" in caplog.text
+    assert len(read_events(tmp_path / "m.jsonl")) == 3
+
+
+def test_a_metrics_file_that_fails_is_an_error(tmp_path: Path) -> None:
+    tracker = Tracker(JsonlSink(tmp_path / "m.jsonl"))
+    tracker.close()
+    with pytest.raises(ValueError, match="closed file"):
+        tracker.emit(STEP)
+
+
+def test_plain_lines_where_there_is_no_terminal() -> None:
+    out = io.StringIO()
+    sink = ConsoleSink(Console(file=out, width=200), total_steps=100, start_step=0, log_interval=10)
+    for step in (1, 2, 10, 99, 100):
+        sink.emit({**STEP, "step": step, "tokens": 10 * step})
+    sink.emit({"event": "eval", "step": 100, "loss": 2.0, "perplexity": 7.389})
+    sink.emit({"event": "topology", "step": 100, "dropped": 1000, "grown": 1000, "drop_fraction": 0.2})
+    sink.emit({"event": "checkpoint", "step": 100, "path": "checkpoints/x"})
+    spike = {"event": "spike", "step": 50, "source": "probe", "spike": 0.5, "baseline": 2.0, "horizon_steps": 30}
+    sink.emit({**spike, "recovery_steps": None})
+    sink.emit({**spike, "recovery_steps": 7})
+    sink.emit({"event": "memory", "step": 100})
+    sink.close()
+    lines = out.getvalue().splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        "step 1/100", "step 10/100", "step 100/100", "step 100", "step 100", "step 100", "step 50", "step 50",
+    ]  # fmt: skip
+    assert "loss 2.5000  lr 1.00e-03  grad norm 0.50  50 tokens/s  ETA 0:00:18" in lines[1]
+    assert "validation loss 2.0000  perplexity 7.39" in lines[3]
+    assert "dropped 1,000, grew 1,000 values (drop fraction 0.200)" in lines[4]
+    assert "spike (probe loss): +0.5000 over 2.0000, not recovered (window 30 steps)" in lines[6]
+    assert "recovered in 7 steps" in lines[7]
+
+
+def test_a_speed_of_zero_has_no_eta() -> None:
+    out = io.StringIO()
+    sink = ConsoleSink(Console(file=out, width=200), total_steps=100, start_step=0, log_interval=10)
+    sink.emit({**STEP, "tokens_per_s": 0.0})
+    assert "ETA ?" in out.getvalue()
+
+
+def test_a_progress_bar_on_a_terminal() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=160, force_terminal=True, color_system=None)
+    sink = ConsoleSink(console, total_steps=20, start_step=0, log_interval=10)
+    sink.emit(STEP)
+    sink.emit({"event": "checkpoint", "step": 10, "path": "checkpoints/x"})
+    sink.close()
+    assert "loss 2.500" in out.getvalue()
+    assert "10/20" in out.getvalue()
+    assert "50 tokens/s" in out.getvalue()
+    assert "checkpoints/x" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (360000, "100:00:00")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_file_is_wide_enough_for_the_tables() -> None:
+    assert open_console().width == 120
+
+
+def test_throughput_counts_tokens_over_unpaused_time() -> None:
+    now = [0.0]
+    speed = Throughput(window_steps=2, clock=lambda: now[0])
+    now[0] = 1.0
+    assert speed.step(100) == 100.0
+    now[0] = 2.0
+    with speed.paused():
+        now[0] = 50.0
+    now[0] = 51.0
+    assert speed.step(300) == pytest.approx(400 / 3)
+    now[0] = 52.0
+    assert speed.step(100) == pytest.approx(400 / 3)  # the first step has left the window
+    assert Throughput(clock=lambda: 0.0).step(5) == 0.0
+
+
+def test_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    use = memory_use(torch.device("cpu"))
+    assert set(use) == set(FIELDS["memory"])
+    assert 50 * 2**20 < use["rss_bytes"] <= use["peak_rss_bytes"] < 2**40
+    assert use["device_bytes"] == use["peak_device_bytes"] == 0
+    peak = type("Usage", (), {"ru_maxrss": 2**36})
+    monkeypatch.setattr("resource.getrusage", lambda _: peak)
+    for platform, expected in (("linux", 2**46), ("darwin", 2**36)):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert memory_use(torch.device("cpu"))["peak_rss_bytes"] == expected
+
+
+@pytest.mark.slow
+def test_wandb_offline_writes_its_files_into_the_run_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("wandb")
+    sink = open_wandb(mode="offline", project="p", run_folder=tmp_path, name="r", config={"seed": 1})
+    assert sink is not None, caplog.text
+    for step in range(3):
+        sink.emit({**STEP, "step": step})
+    sink.emit({"event": "spike", "step": 1, "source": "train", "spike": 0.5, "baseline": 1.0, "peak": 1.5})
+    sink.emit({"event": "run", "seed": 1})
+    summary = dict(sink._run.summary)
+    sink.close()
+    assert summary["train/loss"] == 2.5
+    assert summary["spike/train_spike"] == 0.5
+    assert summary["spike/step"] == 1
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_wandb_that_is_missing_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with caplog.at_level(logging.WARNING):
+        assert open_wandb(mode="online", project="p", run_folder=tmp_path, name="r", config={}) is None
+    assert "training goes on without it" in caplog.text
