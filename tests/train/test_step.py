@@ -65,7 +65,7 @@ def test_evaluation_weighs_every_token_alike_and_leaves_the_model_as_it_was(micr
     model, held = Model(dropout=0.5), windows(5)
     expected = F.cross_entropy(model.eval()(held[:, :-1], use_cache=False).logits.flatten(0, 1), held[:, 1:].flatten())
     model.train()
-    assert mean_loss(model, held, micro_batch_size, "fp32") == pytest.approx(float(expected), rel=1e-6)
+    assert mean_loss(model, held, micro_batch_size, "fp32") == pytest.approx(expected.item(), rel=1e-6)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
