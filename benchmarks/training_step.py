@@ -9,6 +9,8 @@ denominator is the dense arm's.
 """
 
 import argparse
+import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from _setting import write_result
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from smet_train.bench.result import measured_on
 from smet_train.models import ModelSpec, build_model, default_projections
 from smet_train.optim import SmetAdamW, parameter_groups
 from smet_train.sparse import sparsify
@@ -115,7 +117,12 @@ def main() -> None:
             f"{row['arm']:<16}{1000 * row['step_s']:>12.1f}{row['time_ratio']:>12.2f}"
             f"{row['state_bytes'] / 2**20:>12.1f}{row['bytes_ratio']:>12.3f}"
         )
-    write_result("training_step", rows, options.out)
+    command = " ".join(["python", *sys.argv])
+    result = {"benchmark": "training_step", **measured_on(), "command": command, "rows": rows}
+    print(json.dumps(result))
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f"{result['date']}_training_step.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar, cast
 
 import hydra
 import yaml
@@ -20,10 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from smet_train.config import messages
+from smet_train.config.fields import leaves
 from smet_train.config.identity import default_run_folder, fresh_folder, short_hash
 from smet_train.config.locate import config_folder
 from smet_train.config.schema import Config
-from smet_train.config.validate import validate
+from smet_train.config.validate import check_range, validate
 from smet_train.errors import ConfigError, SmetError
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ MAIN_CONFIG = "train"
 _VERSION_BASE = "1.3"
 
 RunJob = Callable[[Config, Path], int]
+BenchSettings = TypeVar("BenchSettings")
 
 
 def compose(overrides: list[str], *, config_name: str = MAIN_CONFIG, config_dir: Path | None = None) -> Config:
@@ -48,6 +51,24 @@ def compose(overrides: list[str], *, config_name: str = MAIN_CONFIG, config_dir:
         config = _to_config(_compose(overrides, config_name, config_dir))
     validate(config)
     return config
+
+
+def compose_bench(overrides: list[str], defaults: BenchSettings) -> BenchSettings:
+    """``defaults`` with the ``bench.KEY=VALUE`` of ``overrides``, each checked against its range.
+
+    Raises:
+        ConfigError: for an unknown key, a wrong type, or a value out of range.
+    """
+    known = {leaf.key: leaf for leaf in leaves(defaults, "bench.")}
+    for override in overrides:
+        if override.partition("=")[0] not in known:
+            raise ConfigError(f"unknown key {override.partition('=')[0]}; this benchmark has {', '.join(known)}")
+    with _translated():
+        given = OmegaConf.from_dotlist([override.removeprefix("bench.") for override in overrides])
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(defaults), given))
+    for leaf in known.values():
+        check_range(leaf, getattr(settings, leaf.key.removeprefix("bench.")))
+    return cast(BenchSettings, settings)
 
 
 def launch(run: RunJob) -> int:

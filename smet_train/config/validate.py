@@ -38,7 +38,7 @@ def validate(config: Config) -> None:
     """
     for leaf in leaves(Config()):
         _check_text(leaf, value_at(config, leaf.key))
-        _check_range(leaf, value_at(config, leaf.key))
+        check_range(leaf, value_at(config, leaf.key))
     _check_betas(config.optimizer.betas)
     _check_batch(config.train.batch_size, config.train.micro_batch_size)
     _check_drop_fractions(config.topology.drop_fraction, config.topology.final_drop_fraction)
@@ -59,7 +59,8 @@ def _check_text(leaf: Leaf, value: Any) -> None:
         raise ConfigError(f"{leaf.key}={spell(value) or repr('')} is empty ({leaf.help}); {example}")
 
 
-def _check_range(leaf: Leaf, value: Any) -> None:
+def check_range(leaf: Leaf, value: Any) -> None:
+    """Raises ConfigError if ``value`` is outside the range of its setting."""
     if leaf.range is None or value is None:
         return
     numbers = value if isinstance(value, list) else [value]
