@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from smet_train import __version__
+from smet_train.config.densities import parse_densities
 from smet_train.config.plain import to_dict
 from smet_train.config.schema import Config
 from smet_train.data.cache import default_cache_dir
@@ -21,8 +22,9 @@ from smet_train.errors import ConfigError
 from smet_train.models import ModelSpec, build_model, default_projections
 from smet_train.optim import LrSchedule, SmetAdamW, parameter_groups
 from smet_train.sparse import SparseLinear, sparsify
+from smet_train.sparse.allocation import Shapes, allocate
 from smet_train.sparse.ledger import count_parameters
-from smet_train.topology import TopologySchedule, TopologyUpdater
+from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
 from smet_train.tracking.jsonl import JsonlSink
 from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.spikes import SpikeMeter
@@ -102,8 +104,10 @@ def build_data(config: Config, tokenizer_file: Path | None) -> Data:
     return Data(source, tokenizer, batches, validation)
 
 
-def build_sparse_model(config: Config, tokenizer: TextTokenizer, device: torch.device) -> nn.Module:
-    """The model on its device, in its precision, with the chosen projections sparse (none under method=dense)."""
+def build_sparse_model(
+    config: Config, tokenizer: TextTokenizer, device: torch.device
+) -> tuple[nn.Module, dict[str, float]]:
+    """The model on its device, in its precision, and the target density of each sparse layer (none if dense)."""
     spec = ModelSpec(
         family=config.model.family.name,
         hidden_size=config.model.hidden_size,
@@ -123,6 +127,13 @@ def build_sparse_model(config: Config, tokenizer: TextTokenizer, device: torch.d
         eos_id=tokenizer.eos_id,
         seed=config.seed,
     )
+    densities: dict[str, float] = {}
+
+    def allocate_and_note(shapes: Shapes, density: float) -> dict[str, float]:
+        by_pattern = parse_densities(config.sparsity.densities)
+        densities.update(allocate(shapes, density, config.sparsity.allocation.name, by_pattern))
+        return densities
+
     if config.sparsity.enabled:
         sparsify(
             model,
@@ -132,17 +143,18 @@ def build_sparse_model(config: Config, tokenizer: TextTokenizer, device: torch.d
             seed=config.seed,
             backend=config.sparsity.backend.name,
             init=config.sparsity.init.name,
+            allocate=allocate_and_note,
         )
     hold_parameters(model, config.train.precision.name)
-    return model.to(device).train()
+    return model.to(device).train(), densities
 
 
-def build_optimizer(config: Config, model: nn.Module, layers: dict[str, SparseLinear]) -> SmetAdamW:
+def build_optimizer(config: Config, model: nn.Module, densities: dict[str, float]) -> SmetAdamW:
     """SmetAdamW over groups by role; the density rule scales the sparse groups' learning rates."""
     beta1, beta2 = config.optimizer.betas
     groups = parameter_groups(
         model,
-        dict.fromkeys(layers, config.sparsity.density),
+        densities,
         lr_density_rule=config.optimizer.lr_density_rule.name,
         weight_decay=config.optimizer.weight_decay,
         topology_moves=config.topology.enabled,
@@ -174,6 +186,14 @@ def build_topology(config: Config, layers: dict[str, SparseLinear], optimizer: S
         optimizer,
         schedule if moves else None,
         config.seed,
+        rules=MoveRules(
+            drop=config.topology.drop.name,
+            grow=config.topology.grow.name,
+            drop_temperature=config.topology.drop_temperature,
+            drop_gradient_weight=config.topology.drop_gradient_weight,
+            keep_moments=config.optimizer.regrow_moments.name == "keep",
+        ),
+        explore=config.tracking.exploration,
         check_invariants=config.debug.check_invariants,
     )
 
@@ -212,9 +232,9 @@ def split_probe(config: Config, held_out: Tensor) -> tuple[Tensor, Tensor]:
 def build_run(config: Config, run_folder: Path, data: Data, stop: StopRequest) -> Run:
     """All parts of a run at step 0."""
     device = build_device(config)
-    model = build_sparse_model(config, data.tokenizer, device)
+    model, densities = build_sparse_model(config, data.tokenizer, device)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
-    optimizer = build_optimizer(config, model, layers)
+    optimizer = build_optimizer(config, model, densities)
     validation, probe = split_probe(config, data.validation)
     metrics = JsonlSink(run_folder / "metrics.jsonl")
     settings = LoopSettings(
@@ -225,6 +245,7 @@ def build_run(config: Config, run_folder: Path, data: Data, stop: StopRequest) -
         lr=config.optimizer.lr,
         grad_clip=config.optimizer.grad_clip,
         precision=config.train.precision.name,
+        probe_steps=config.topology.probe_steps,
         eval_interval=config.train.eval_interval,
         checkpoint_interval=config.checkpoint.interval,
         checkpoint_keep=config.checkpoint.keep,

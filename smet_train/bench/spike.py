@@ -104,8 +104,8 @@ def check_settings(config: Config, bench: SpikeBench) -> None:
     """Raises ConfigError if updates overlap or are never due, or if the arms would not differ."""
     if bench.warm_steps % config.topology.interval:
         raise ConfigError(
-            f"bench.warm_steps={bench.warm_steps} is no multiple of topology.interval={config.topology.interval}, so no "
-            f"update would be due; write bench.warm_steps="
+            f"bench.warm_steps={bench.warm_steps} is no multiple of topology.interval={config.topology.interval}, "
+            f"so no update would be due; write bench.warm_steps="
             f"{(bench.warm_steps // config.topology.interval + 1) * config.topology.interval}"
         )
     if config.topology.interval < config.tracking.spike_horizon_steps:
@@ -191,7 +191,7 @@ class _State:
     step: int
     model: dict[str, Tensor]
     optimizer: tuple[dict[str, Tensor], dict[str, Any]]
-    topology: dict[str, Any]
+    topology: tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def _names(run: Run) -> dict[Tensor, str]:
@@ -204,7 +204,7 @@ def _keep(run: Run) -> _State:
         run.state.step,
         {name: tensor.clone() for name, tensor in model_tensors(run.model).items()},
         ({name: tensor.clone() for name, tensor in tensors.items()}, copy.deepcopy(plain)),
-        copy.deepcopy(run.topology.state_dict()),
+        (run.topology.state_dict(), {name: bits.clone() for name, bits in run.topology.tensors().items()}),
     )
 
 
@@ -212,7 +212,7 @@ def _return(run: Run, state: _State) -> None:
     restore_model(run.model, state.model)
     tensors, plain = state.optimizer
     run.optimizer.restore(_names(run), tensors, copy.deepcopy(plain))
-    run.topology.load_state_dict(state.topology)
+    run.topology.load_state_dict(*state.topology)
     run.state.step = state.step
 
 

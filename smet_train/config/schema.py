@@ -35,6 +35,27 @@ class Backend(Enum):
     reference = "reference"
 
 
+class Allocation(Enum):
+    uniform = "uniform"
+    erk = "erk"
+
+
+class Drop(Enum):
+    magnitude = "magnitude"
+    soft_magnitude = "soft_magnitude"
+    magnitude_and_gradient = "magnitude_and_gradient"
+
+
+class Grow(Enum):
+    random = "random"
+    gradient = "gradient"
+
+
+class RegrowMoments(Enum):
+    zero = "zero"
+    keep = "keep"
+
+
 class ValueInit(Enum):
     active = "active"
     dense = "dense"
@@ -44,6 +65,7 @@ class DropSchedule(Enum):
     cosine = "cosine"
     linear = "linear"
     constant = "constant"
+    wsd = "wsd"
 
 
 class LrDensityRule(Enum):
@@ -129,6 +151,8 @@ class SparsityConfig:
 
     enabled: bool = setting("make the chosen layers sparse; false = train densely", True)
     density: float = setting("fraction of each sparse matrix that exists", 0.1, above=0, at_most=1)
+    allocation: Allocation = setting("share of each layer: all alike, or by its shape (erk)", Allocation.uniform)
+    densities: list[str] = setting("PATTERN=DENSITY of layers with a density of their own", [])
     include: list[str] | None = setting("globs of the layers to make sparse; null = all projections", None)
     exclude: list[str] = setting("globs of layers to leave dense after all", [])
     backend: Backend = setting("how a sparse layer is computed", Backend.densify)
@@ -144,6 +168,11 @@ class TopologyConfig:
     drop_fraction: float = setting("fraction of active values that the first update drops", 0.2, above=0, below=1)
     final_drop_fraction: float = setting("that fraction at the end of the run", 0.005, at_least=0, below=1)
     drop_schedule: DropSchedule = setting("how the fraction falls over the run", DropSchedule.cosine)
+    drop: Drop = setting("what goes: least |value|, sampled by |value|, least |value| + |gradient|", Drop.magnitude)
+    drop_temperature: float = setting("of sampling; towards 0 it is magnitude (soft_magnitude)", 0.25, above=0)
+    drop_gradient_weight: float = setting("of |gradient| beside |value| (magnitude_and_gradient)", 1.0, at_least=0)
+    grow: Grow = setting("what comes: inactive sites at random, or those of the largest mean |gradient|", Grow.random)
+    probe_steps: int = setting("coming steps whose batches an update's gradients are averaged over", 1, at_least=1)
     stop_at: float = setting("fraction of train.steps after which the topology stays", 1.0, above=0, at_most=1)
 
 
@@ -157,6 +186,9 @@ class OptimizerConfig:
     weight_decay: float = setting("decoupled weight decay, times the learning rate", 0.0, at_least=0)
     grad_clip: float = setting("largest global norm of the gradient; 0 = no clipping", 1.0, at_least=0)
     local_step: bool = setting("bias correction counts each value's own steps; false = the run's", True)
+    regrow_moments: RegrowMoments = setting(
+        "moments of a regrown value: zero, or those of a dropped one", RegrowMoments.zero
+    )
     regrow_warmup_steps: int = setting("steps over which a regrown value's updates grow to full size", 100, at_least=0)
     lr_density_rule: LrDensityRule = setting("sparse layers' lr times 1, density^-1/2 or 1/density", LrDensityRule.sqrt)
     schedule: LrScheduleName = setting("learning rate over the run, after the warm-up", LrScheduleName.cosine)
@@ -196,6 +228,7 @@ class TrackingConfig:
     wandb_project: str = setting("project of the wandb run", "smet-train")
     spike_horizon_steps: int = setting("steps after a topology update in which its spike is sought", 30, at_least=1)
     spike_baseline_steps: int = setting("steps before an update whose mean loss is its baseline", 10, at_least=1)
+    exploration: bool = setting("count the sites ever active, one bit a site", True)
     probe_windows: int = setting("sequences in the fixed probe batch; 0 = none", 0, at_least=0)
 
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from smet_train.config.densities import parse_densities
 from smet_train.config.fields import Leaf, leaves, spell, value_at
-from smet_train.config.schema import Config, DataConfig, DataSource, Family, ModelConfig
+from smet_train.config.schema import Config, DataConfig, DataSource, Drop, Family, Grow, ModelConfig, RegrowMoments
 from smet_train.errors import ConfigError
 
 _FILE_SOURCES = (DataSource.text, DataSource.jsonl, DataSource.parquet)
@@ -41,6 +42,7 @@ def validate(config: Config) -> None:
         check_range(leaf, value_at(config, leaf.key))
     _check_betas(config.optimizer.betas)
     _check_batch(config.train.batch_size, config.train.micro_batch_size)
+    _check_topology(config)
     _check_drop_fractions(config.topology.drop_fraction, config.topology.final_drop_fraction)
     if config.sparsity.include == []:
         raise ConfigError(
@@ -88,6 +90,25 @@ def _check_batch(batch_size: int, micro_batch_size: int) -> None:
             f"train.micro_batch_size={micro_batch_size} does not divide train.batch_size={batch_size}; write "
             f"train.micro_batch_size={', '.join(map(str, near[:-1]))}{' or ' if near[:-1] else ''}{near[-1]}, or "
             f"train.batch_size={(batch_size // micro_batch_size + 1) * micro_batch_size}"
+        )
+
+
+def _check_topology(config: Config) -> None:
+    parse_densities(config.sparsity.densities)
+    topology = config.topology
+    needs_gradient = topology.grow is Grow.gradient or topology.drop is Drop.magnitude_and_gradient
+    for name, read, where in (
+        ("drop_temperature", topology.drop is Drop.soft_magnitude, "topology.drop=soft_magnitude"),
+        ("drop_gradient_weight", topology.drop is Drop.magnitude_and_gradient, "topology.drop=magnitude_and_gradient"),
+        ("probe_steps", needs_gradient, "topology.grow=gradient"),
+    ):
+        value = getattr(topology, name)
+        if not read and value != getattr(Config().topology, name):
+            raise ConfigError(f"topology.{name}={value} is read with {where} alone; write that too, or leave it out")
+    if config.optimizer.regrow_moments is RegrowMoments.keep and config.optimizer.local_step:
+        raise ConfigError(
+            "optimizer.regrow_moments=keep makes no sense with optimizer.local_step=true, whose bias correction takes "
+            "moments to start from zero; write optimizer.local_step=false"
         )
 
 

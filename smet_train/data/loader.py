@@ -3,8 +3,10 @@
 import queue
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -39,6 +41,7 @@ class BatchLoader(Iterator[Tensor]):
         self._state = windows.state_dict()
         self._error: BaseException | None = None
         self._reader: _Reader | None = None
+        self._peeked: deque[_Item] = deque()
 
     def __next__(self) -> Tensor:
         """The next micro-batch.
@@ -48,13 +51,27 @@ class BatchLoader(Iterator[Tensor]):
         """
         if self._error is not None:
             raise self._error
-        item = self._next_item()
+        item = self._peeked.popleft() if self._peeked else self._next_item()
         if item.error is not None:
             self._error = item.error
             raise item.error
         assert item.batch is not None
         self._state = item.state
         return item.batch
+
+    def peek(self, n_batches: int) -> list[Tensor]:
+        """The next ``n_batches`` micro-batches, which are handed out again afterwards; the position stays.
+
+        Raises:
+            DataError: if the source can't be read.
+        """
+        while len(self._peeked) < n_batches:
+            item = self._next_item()
+            if item.error is not None:
+                self._error = item.error
+                raise item.error
+            self._peeked.append(item)
+        return [item.batch for item in islice(self._peeked, n_batches) if item.batch is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was handed out, whatever was read ahead."""
@@ -73,6 +90,7 @@ class BatchLoader(Iterator[Tensor]):
 
     def close(self) -> None:
         """Stop reading ahead. The loader may be used again after ``load_state_dict``."""
+        self._peeked.clear()
         if self._reader is not None:
             self._reader.stop()
             self._reader = None

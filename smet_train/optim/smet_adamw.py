@@ -89,7 +89,7 @@ class SmetAdamW(torch.optim.Optimizer):
         state["step"] = 0
         state["exp_avg"] = torch.zeros_like(parameter, dtype=dtype)
         state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=dtype)
-        if group["topology_moves"] and (group["local_step"] or group["regrow_warmup_steps"] > 0):
+        if group["topology_moves"]:
             state["age"] = torch.zeros_like(parameter, dtype=torch.uint8)
             state["moved_steps"] = []
 
@@ -133,7 +133,7 @@ class SmetAdamW(torch.optim.Optimizer):
             shared = age_factors(state["step"], True, group)
             warmups = [_warmup(t, first, group) for t, first in local_steps(state["step"], state["moved_steps"])]
             table = [(shared[0] * w, shared[1]) for w in warmups]
-        if len(table) == 1:
+        if len(set(table)) == 1:
             return table[0]
         columns = torch.tensor(table, dtype=state["exp_avg"].dtype, device=state["exp_avg"].device)
         slot_ages = state["age"].int()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from smet_train.errors import ConfigError
-from smet_train.sparse.allocation import uniform
+from smet_train.sparse.allocation import Shapes, uniform
 from smet_train.sparse.layout import Layout
 from smet_train.sparse.linear import SparseLinear
 from smet_train.sparse.sampling import first_index, stream_key
@@ -42,6 +42,10 @@ def _matching(names: Sequence[str], patterns: Iterable[str], key: str) -> set[st
             )
         chosen |= matched
     return chosen
+
+
+def _shape(weight_OI: Tensor) -> tuple[int, int]:
+    return weight_OI.shape[0], weight_OI.shape[1]
 
 
 def choose_layers(model: nn.Module, include: Iterable[str], exclude: Iterable[str] = ()) -> list[str]:
@@ -94,7 +98,7 @@ def sparsify(
     seed: int = 0,
     backend: str = "densify",
     init: str = "active",
-    allocate: Callable[[Iterable[str], float], dict[str, float]] = uniform,
+    allocate: Callable[[Shapes, float], dict[str, float]] = uniform,
 ) -> dict[str, SparseLinear]:
     """Replace the chosen layers in place, one at a time, so that never more than one exists both dense and sparse.
 
@@ -104,7 +108,7 @@ def sparsify(
         seed: the first sites of a layer are a function of (seed, layer name).
         init: what the first values are scaled for. ``active`` multiplies the dense initial values by density^-1/2, so
             that a row's output keeps the variance it has with all I inputs; ``dense`` keeps them as they are.
-        allocate: density of each layer from (names, target).
+        allocate: density of each layer from ((O, I) of the layers by name, ``density``).
 
     Returns:
         The new layers by name, in model order.
@@ -113,7 +117,9 @@ def sparsify(
         ConfigError: see :func:`choose_layers`.
         LayoutError: if a layer is so small that its density leaves it no active value.
     """
-    densities = allocate(choose_layers(model, include, exclude), density)
+    names = choose_layers(model, include, exclude)
+    shapes = {name: _shape(_weight_OI(model.get_submodule(name))) for name in names}
+    densities = allocate(shapes, density)
     layers: dict[str, SparseLinear] = {}
     for name, layer_density in densities.items():
         parent_name, _, child_name = name.rpartition(".")

@@ -9,11 +9,20 @@ from smet_train.topology.move import Move
 
 
 @torch.no_grad()
-def apply_move(name: str, layer: SparseLinear, move: Move, optimizer: torch.optim.Optimizer, step: int) -> None:
+def apply_move(
+    name: str,
+    layer: SparseLinear,
+    move: Move,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    *,
+    keep_moments: bool = False,
+) -> None:
     """Apply ``move`` to ``layer`` after optimizer step ``step``.
 
     Every optimizer state shaped like the values is held per slot and moves with them; scalars stay. The gradient is
-    dropped, since it belongs to the old slots.
+    dropped, since it belongs to the old slots. With ``keep_moments`` a grown weight takes over the floating-point state
+    of a dropped one, instead of zeros: what becomes of it where slots are reused without clearing them.
 
     Raises:
         LayoutError: if an optimizer state has another shape, so that nobody can say how it should move.
@@ -29,23 +38,26 @@ def apply_move(name: str, layer: SparseLinear, move: Move, optimizer: torch.opti
                 f"layer {name}: optimizer state '{key}' has shape {tuple(state.shape)}, the values "
                 f"{tuple(parameter.shape)}; a topology can only move with state that is held per active value"
             )
-        state.copy_(move.gather(state))
+        inherits = keep_moments and state.is_floating_point()
+        state.copy_(move.gather_all(state) if inherits else move.gather(state))
     parameter.copy_(move.gather(parameter.detach()))
     parameter.grad = None
     layer.index.copy_(move.new_index_K)
     layer.topology_changed()
 
 
-def check_moved(name: str, layer: SparseLinear, move: Move, optimizer: torch.optim.Optimizer) -> None:
+def check_moved(
+    name: str, layer: SparseLinear, move: Move, optimizer: torch.optim.Optimizer, *, keep_moments: bool = False
+) -> None:
     """Verify a layer right after a move (``debug.check_invariants``).
 
-    The index must be valid, and values and per-slot optimizer state zero at grown slots.
+    The index must be valid, and values and per-slot optimizer state (unless it is kept) zero at grown slots.
 
     Raises:
         LayoutError: naming the layer and what does not hold.
     """
     layer.layout.validate_index(layer.index)
-    held = {"values": layer.values.detach(), **optimizer.state[layer.values]}
+    held = {"values": layer.values.detach(), **({} if keep_moments else optimizer.state[layer.values])}
     for key, state in held.items():
         if isinstance(state, Tensor) and state.shape == layer.values.shape and bool(state[move.grown_K].any()):
             raise LayoutError(f"layer {name}: '{key}' is not zero at a slot grown in this update")

@@ -26,6 +26,14 @@ class Move:
         moved = old_K.index_select(0, self.source_K.clamp(min=0))
         return moved.masked_fill_(self.grown_K, 0)
 
+    def gather_all(self, old_K: Tensor) -> Tensor:
+        """As :meth:`gather`, but the n-th grown slot takes over what the n-th dropped slot held."""
+        moved = self.gather(old_K)
+        dropped = torch.ones_like(self.grown_K)
+        dropped[self.source_K[~self.grown_K]] = False
+        moved[self.grown_K] = old_K[dropped]
+        return moved
+
 
 def make_move(index_K: Tensor, keep_K: Tensor, grown_sites: Tensor) -> Move:
     """The move that keeps the slots marked in ``keep_K`` and adds ``grown_sites`` (none of them in ``index_K``)."""

@@ -3,14 +3,17 @@
 import math
 from dataclasses import dataclass
 
+_WSD_WARMUP, _WSD_DECAY = 0.05, 0.2  # fractions of the run
+
 
 @dataclass(frozen=True, slots=True)
 class TopologySchedule:
     """Updates after every ``interval``-th step before ``stop_at * total_steps``, each dropping a fraction of a layer.
 
     The drop fraction falls from ``drop_fraction`` to ``final_drop_fraction`` over the run along ``shape``: ``cosine``
-    (SMET), ``linear``, or ``constant`` (stays at ``drop_fraction``). There is no update after the last step: a finished
-    model should not hold weights that have never been trained.
+    (SMET), ``linear``, ``constant`` (stays at ``drop_fraction``), or ``wsd`` (rises over the first 5 % of the run,
+    stays, and falls linearly over the last 20 %). There is no update after the last step: a finished model should not
+    hold weights that have never been trained.
     """
 
     interval: int
@@ -29,5 +32,9 @@ class TopologySchedule:
         progress = min(1.0, step / self.total_steps)
         if self.shape == "constant":
             return self.drop_fraction
+        if self.shape == "wsd":
+            rising, falling = progress / _WSD_WARMUP, (1 - progress) / _WSD_DECAY
+            remaining = min(1.0, rising, falling)
+            return self.final_drop_fraction + (self.drop_fraction - self.final_drop_fraction) * remaining
         remaining = 0.5 * (1 + math.cos(math.pi * progress)) if self.shape == "cosine" else 1 - progress
         return self.final_drop_fraction + (self.drop_fraction - self.final_drop_fraction) * remaining

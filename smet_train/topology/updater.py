@@ -1,27 +1,39 @@
 """The topology of a whole model over a run: when a step is due, drop and grow in every sparse layer."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from smet_train.errors import CheckpointError
+from smet_train.optim.smet_adamw import local_steps
+from smet_train.sparse.ledger import LedgerRow
 from smet_train.sparse.linear import SparseLinear
 from smet_train.sparse.sampling import stream_key
 from smet_train.topology.apply import apply_move, check_moved
-from smet_train.topology.move import make_move
+from smet_train.topology.exploration import Exploration
+from smet_train.topology.move import Move, make_move
+from smet_train.topology.probe import Probed, probe_gradients
+from smet_train.topology.rules import MoveRules
 from smet_train.topology.schedule import TopologySchedule
-from smet_train.topology.scores import magnitude
+from smet_train.topology.scores import best_sites, magnitude, magnitude_and_gradient, soft_magnitude
 from smet_train.topology.select import grow_random, keep_highest
 
 log = logging.getLogger(__name__)
+
+Backward = Callable[[], Any]
 
 
 class TopologyUpdater:
     """Moves the topology of ``layers`` by ``schedule``; ``schedule=None`` never moves it.
 
-    Each layer drops its floor(zeta * K) active weights of least magnitude and grows as many at random inactive sites,
-    so that K never changes (SMET, section 3). The sites are a function of (seed, layer name, step).
+    Each layer drops floor(zeta * K) active weights and grows as many at inactive sites, chosen by ``rules``, so that K
+    never changes (SMET, section 3). Random choices are a function of (seed, layer name, step).
+
+    Args:
+        explore: keep a bit for every site, to tell how many were ever active.
     """
 
     def __init__(
@@ -31,58 +43,160 @@ class TopologyUpdater:
         schedule: TopologySchedule | None,
         seed: int,
         *,
+        rules: MoveRules | None = None,
+        explore: bool = True,
         check_invariants: bool = False,
     ) -> None:
         self.layers = layers
         self.optimizer = optimizer
         self.schedule = schedule
         self.seed = seed
+        self.rules = rules or MoveRules()
         self.check_invariants = check_invariants
+        self.exploration = Exploration(layers) if explore and schedule is not None else None
         self.last_step = 0
+        self.probe_bytes = 0
         self._warned: set[str] = set()
 
     def due(self, step: int) -> bool:
         """Whether the topology must move after ``step`` and has not done so yet."""
         return self.schedule is not None and self.schedule.due(step) and step > self.last_step
 
-    def step(self, step: int) -> dict[str, Any]:
+    def step(self, step: int, backward: Sequence[Backward] = ()) -> dict[str, Any]:
         """Move the topology if it is due after optimizer step ``step``.
 
+        Args:
+            backward: one callable a micro-batch, which computes its loss and calls ``backward()``; needed if
+                ``rules.needs_gradient``.
+
         Returns:
-            What happened: ``dropped`` and ``grown`` (values over all layers), ``density``, ``drop_fraction``; empty on
-            ordinary steps.
+            What happened: ``dropped`` and ``grown`` (values over all layers), ``density``, ``drop_fraction``,
+            ``survived`` (fraction of the values grown by the update before that are kept), ``mean_age_steps`` (of the
+            active values, after the update), ``ever_active`` (fraction of sites); None where it can't be told. Empty
+            on ordinary steps.
         """
         if self.schedule is None or not self.due(step):
             return {}
         fraction = self.schedule.fraction(step)
-        moved = sum(self._move_layer(name, layer, fraction, step) for name, layer in self.layers.items())
+        counts = {name: self._count(name, layer, fraction) for name, layer in self.layers.items()}
+        probed = self._probe(counts, backward)
+        young = kept_young = 0
+        for name, layer in self.layers.items():
+            move = self._move(name, layer, counts[name], step, probed)
+            newest = self._newest(layer)
+            if newest is not None:
+                young += int(newest.sum())
+                kept_young += int(newest[move.source_K[~move.grown_K]].sum())
+            self._apply(name, layer, move, step)
         self.last_step = step
         active = sum(layer.layout.n_active for layer in self.layers.values())
         sites = sum(layer.layout.sites for layer in self.layers.values())
-        return {"dropped": moved, "grown": moved, "density": active / sites, "drop_fraction": fraction}
+        moved = sum(counts.values())
+        return {
+            "dropped": moved,
+            "grown": moved,
+            "density": active / sites,
+            "drop_fraction": fraction,
+            "survived": kept_young / young if young else None,
+            "mean_age_steps": self._mean_age_steps(step),
+            "ever_active": None if self.exploration is None else self.exploration.fraction,
+        }
 
-    @torch.no_grad()
-    def _move_layer(self, name: str, layer: SparseLinear, fraction: float, step: int) -> int:
+    def _count(self, name: str, layer: SparseLinear, fraction: float) -> int:
         layout = layer.layout
         n_drop = int(fraction * layout.n_active)
         if n_drop > layout.n_inactive:
             if name not in self._warned:
                 log.warning(
-                    "layer %s: %d weights to regrow but only %d inactive sites; moving that many", name, n_drop,
+                    "layer %s: %d weights to regrow but only %d inactive sites; moving that many",
+                    name,
+                    n_drop,
                     layout.n_inactive,
-                )  # fmt: skip
+                )
                 self._warned.add(name)
-            n_drop = layout.n_inactive
-        keep = keep_highest(magnitude(layer.values), n_drop)
-        grown = grow_random(layer.index, n_drop, layout.sites, stream_key(self.seed, name, step, "grow"))
-        move = make_move(layer.index, keep, grown)
-        apply_move(name, layer, move, self.optimizer, step)
-        if self.check_invariants:
-            check_moved(name, layer, move, self.optimizer)
+            return layout.n_inactive
         return n_drop
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"last_step": self.last_step}
+    def _probe(self, counts: Mapping[str, int], backward: Sequence[Backward]) -> Probed | None:
+        if not self.rules.needs_gradient:
+            return None
+        assert backward, "an update that looks at gradients needs micro-batches"
+        wanted = counts if self.rules.grow == "gradient" else dict.fromkeys(counts, 0)
+        probed = probe_gradients(self.layers, wanted, backward)
+        self.probe_bytes = max(self.probe_bytes, probed.nbytes)
+        return probed
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    @torch.no_grad()
+    def _move(self, name: str, layer: SparseLinear, count: int, step: int, probed: Probed | None) -> Move:
+        keep = keep_highest(self._scores(name, layer, step, probed), count)
+        if self.rules.grow == "gradient":
+            assert probed is not None
+            grown = best_sites(probed.sites[name], probed.gradients[name], count).to(layer.index.dtype)
+        else:
+            grown = grow_random(layer.index, count, layer.layout.sites, stream_key(self.seed, name, step, "grow"))
+        return make_move(layer.index, keep, grown)
+
+    def _scores(self, name: str, layer: SparseLinear, step: int, probed: Probed | None) -> Tensor:
+        if self.rules.drop == "soft_magnitude":
+            key = stream_key(self.seed, name, step, "drop")
+            return soft_magnitude(layer.values, self.rules.drop_temperature, key)
+        if self.rules.drop == "magnitude_and_gradient":
+            assert probed is not None
+            gradient = probed.active_gradients[name]
+            return magnitude_and_gradient(layer.values, gradient, self.rules.drop_gradient_weight)
+        return magnitude(layer.values)
+
+    def _apply(self, name: str, layer: SparseLinear, move: Move, step: int) -> None:
+        apply_move(name, layer, move, self.optimizer, step, keep_moments=self.rules.keep_moments)
+        if self.exploration is not None:
+            self.exploration.visit(name, layer.index[move.grown_K])
+        if self.check_invariants:
+            check_moved(name, layer, move, self.optimizer, keep_moments=self.rules.keep_moments)
+
+    def _newest(self, layer: SparseLinear) -> Tensor | None:
+        """True at the slots that the update before grew; None before any update, or where no ages are kept."""
+        state = self.optimizer.state[layer.values]
+        return state["age"] == 0 if state.get("moved_steps") else None
+
+    def _mean_age_steps(self, step: int) -> float | None:
+        """Mean number of steps that the active values have existed."""
+        total = count = 0
+        for layer in self.layers.values():
+            state = self.optimizer.state[layer.values]
+            if "age" not in state:
+                return None
+            ages = [age for age, _ in local_steps(step, state["moved_steps"])]
+            held = torch.bincount(state["age"].long(), minlength=len(ages)).tolist()
+            total += sum(age * n for age, n in zip(ages, held, strict=True))
+            count += sum(held)
+        return total / count if count else None
+
+    def ledger(self) -> list[LedgerRow]:
+        """Bytes that the updater itself holds: always, and at most while it looks for sites to grow."""
+        held = 0 if self.exploration is None else self.exploration.nbytes()
+        rows = [LedgerRow("exploration", held, 0), LedgerRow("growth candidates", self.probe_bytes, 0)]
+        return [row for row in rows if row.bytes]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values; the tensors are in :meth:`tensors`."""
+        return {"last_step": self.last_step, "ever_active": self.exploration.ever_active if self.exploration else None}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The bits of the sites that were ever active, by layer; empty if they are not kept."""
+        return {} if self.exploration is None else dict(self.exploration.bits)
+
+    def load_state_dict(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`state_dict` and :meth:`tensors` gave.
+
+        Raises:
+            CheckpointError: if the bits are of other layers.
+        """
         self.last_step = int(state["last_step"])
+        if self.exploration is None or not tensors:
+            return
+        held = self.exploration.bits
+        if held.keys() != tensors.keys() or any(held[name].shape != tensors[name].shape for name in held):
+            raise CheckpointError("the checkpoint's topology is of other layers; resume with the run's own settings")
+        for name, bits in held.items():
+            bits.copy_(tensors[name])
+        self.exploration.ever_active = int(state["ever_active"])

@@ -22,6 +22,9 @@ FIELDS: dict[str, dict[str, str]] = {
         "grown": "values grown, over all sparse layers",
         "density": "active values over sites of the sparse layers",
         "drop_fraction": "fraction of active values that this update replaces",
+        "survived": "fraction of the values grown by the update before that this one keeps",
+        "mean_age_steps": "steps that the active values have existed, on average, after the update",
+        "ever_active": "fraction of the sparse layers' sites that were ever active",
     },
     "spike": {
         "baseline": "loss before the update, nats a token",

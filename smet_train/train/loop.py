@@ -2,8 +2,11 @@
 
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from smet_train.sparse.ledger import measure
@@ -12,7 +15,7 @@ from smet_train.train.checkpoint import checkpoint_path, latest_checkpoint, save
 from smet_train.train.evaluate import mean_loss, perplexity
 from smet_train.train.run import Run
 from smet_train.train.state import capture
-from smet_train.train.step import forward_backward
+from smet_train.train.step import forward_backward, token_loss
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +106,22 @@ def move_topology(run: Run) -> None:
         return
     with run.throughput.paused():
         probe_baseline = run.spikes.probe_baseline()
-        moved = run.topology.step(run.state.step)
+        moved = run.topology.step(run.state.step, probe_batches(run))
+        run.optimizer.zero_grad(set_to_none=True)  # the probe leaves gradients of what is dense
     report(run, run.spikes.topology_moved(run.state.step, probe_baseline))
     run.tracker.emit({"event": "topology", "step": run.state.step, **moved})
+
+
+def probe_batches(run: Run) -> list[Callable[[], None]]:
+    """The backward passes that the update looks at: of the coming steps' batches, which are trained on afterwards."""
+    if not run.topology.rules.needs_gradient:
+        return []
+    batches = run.batches.peek(run.settings.micro_batches * run.settings.probe_steps)
+
+    def backward(batch: Tensor) -> None:
+        token_loss(run.model, batch.to(run.device), run.settings.precision).backward()
+
+    return [partial(backward, batch) for batch in batches]
 
 
 def report_checkpoint(run: Run) -> None:
@@ -137,7 +153,7 @@ def finish(run: Run) -> str:
         if not due(run.settings.eval_interval, step):
             evaluate(run)
         report(run, run.spikes.finish())
-    kinds = [row.as_dict() for row in measure(run.model, run.optimizer)]
+    kinds = [row.as_dict() for row in [*measure(run.model, run.optimizer), *run.topology.ledger()]]
     run.tracker.emit({"event": "memory", "step": step, **memory_use(run.device), "kinds": kinds})
     run.tracker.emit(
         {"event": "end", "step": step, "reason": reason, "tokens": run.state.tokens, "time_s": time.time()}

@@ -28,6 +28,7 @@ class LoopSettings:
     lr: float
     grad_clip: float
     precision: str
+    probe_steps: int
     eval_interval: int
     checkpoint_interval: int
     checkpoint_keep: int

@@ -79,6 +79,7 @@ def capture(run: Run) -> Snapshot:
             "model": model_tensors(run.model),
             "optimizer": optimizer_tensors,
             "random": random_state(run.device),
+            "topology": run.topology.tensors(),
         },
         plain={
             "version": __version__,
@@ -106,7 +107,7 @@ def restore(run: Run, snapshot: Snapshot, *, same_folder: bool) -> None:
         restore_model(run.model, snapshot.tensors["model"])
         run.optimizer.restore(_names(run.model), snapshot.tensors["optimizer"], plain["optimizer"])
         restore_random_state(snapshot.tensors["random"], run.device)
-        run.topology.load_state_dict(plain["topology"])
+        run.topology.load_state_dict(plain["topology"], snapshot.tensors["topology"])
         run.batches.load_state_dict(plain["data"])
         run.spikes.load_state_dict(plain["spikes"])
         run.state.step, run.state.tokens = plain["step"], plain["tokens"]

@@ -56,7 +56,8 @@ def checkpoint(folder: Path, step: int) -> dict[str, Any]:
     """The bytes of all tensors of a checkpoint, and its plain values; the metrics' size depends on the clock."""
     path = folder / "checkpoints" / f"step_{step:08d}"
     content: dict[str, Any] = {file.name: file.read_bytes() for file in sorted(path.glob("*.safetensors"))}
-    assert set(content) == {"model.safetensors", "optimizer.safetensors", "random.safetensors"}
+    parts = ("model", "optimizer", "random", "topology")
+    assert set(content) == {f"{part}.safetensors" for part in parts}
     plain = json.loads((path / "state.json").read_text())
     return {**content, **{key: value for key, value in plain.items() if key not in ("metrics_bytes", "files")}}
 
@@ -104,13 +105,18 @@ def test_every_token_counts_once_and_every_update_keeps_the_count(quick_config: 
         ["tracking.probe_windows=2"],
         ["method=set", "optimizer.weight_decay=0.1"],
         ["method=static"],
+        ["method=rigl"],
+        ["method=smet_rigl", "topology.probe_steps=3", "data.prefetch_batches=1"],
+        ["topology.drop=soft_magnitude", "sparsity.allocation=erk", "sparsity.density=0.3"],
+        ["topology.drop=magnitude_and_gradient", "topology.drop_schedule=wsd", "tracking.exploration=false"],
+        ["method=set", "optimizer.regrow_moments=keep", "sparsity.densities=['*.q_proj=0.5']"],
         ["method=dense"],
         ["train.precision=bf16", "data.prefetch_batches=0"],
         ["train.precision=bf16_mixed", "sparsity.backend=reference"],
         ["model=gpt2_124m", "model.dropout=0.1"],
         ["data.shuffle_documents=1", "optimizer.schedule=wsd", "checkpoint.keep=1"],
     ],
-    ids=lambda overrides: overrides[0],
+    ids=" ".join,
 )
 @pytest.mark.parametrize("died_at", [1, 3, 5])
 def test_a_crashed_run_goes_on_bit_for_bit(

@@ -65,7 +65,7 @@ def trace(folder: Path) -> list[dict[str, Any]]:
 def tensors(folder: Path) -> dict[str, bytes]:
     path = folder / "checkpoints" / f"step_{STEPS:08d}"
     found = {file.name: file.read_bytes() for file in path.glob("*.safetensors")}
-    assert set(found) == {"model.safetensors", "optimizer.safetensors", "random.safetensors"}
+    assert {"model.safetensors", "optimizer.safetensors", "random.safetensors"} < set(found)
     return found
 
 

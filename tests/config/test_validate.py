@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smet_train.config.fields import Range, leaves, spell, value_at
-from smet_train.config.schema import Config, DataSource, Family
+from smet_train.config.schema import Config, DataSource, Family, RegrowMoments
 from smet_train.config.validate import validate
 from smet_train.errors import ConfigError
 
@@ -53,7 +53,7 @@ def test_every_number_is_limited() -> None:
         for leaf in leaves(Config())
         if isinstance(leaf.default, int | float | list) and not isinstance(leaf.default, bool) and leaf.range is None
     ]
-    assert unlimited == ["data.files", "sparsity.exclude"]
+    assert unlimited == ["data.files", "sparsity.densities", "sparsity.exclude"]
 
 
 def test_every_setting_says_what_it_means_in_one_line() -> None:
@@ -84,6 +84,14 @@ def test_micro_batches_divide_the_batch_or_the_message_names_those_that_do(batch
     [
         ({"optimizer__betas": [0.9]}, "optimizer.betas=[0.9] must be two numbers"),
         ({"topology__final_drop_fraction": 0.3}, "topology.final_drop_fraction=0.3 is larger than"),
+        (
+            {"topology__drop_temperature": 0.5},
+            "topology.drop_temperature=0.5 is read with topology.drop=soft_magnitude",
+        ),
+        ({"topology__drop_gradient_weight": 0.5}, "is read with topology.drop=magnitude_and_gradient alone"),
+        ({"topology__probe_steps": 4}, "topology.probe_steps=4 is read with topology.grow=gradient alone"),
+        ({"optimizer__regrow_moments": RegrowMoments.keep}, "write optimizer.local_step=false"),
+        ({"sparsity__densities": ["x"]}, "'x' is no PATTERN=DENSITY"),
         ({"sparsity__include": []}, "sparsity.include=[] names no layer"),
         ({"model__family": Family.auto}, "model.family=auto needs model.config_file"),
         ({"model__config_file": "x.json"}, "is read with model.family=auto alone"),

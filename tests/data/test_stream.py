@@ -192,3 +192,34 @@ def test_no_windows_read_nothing(source: Source, tokenizer: TextTokenizer, tmp_p
         source, tokenizer, sequence_tokens=5, windows=0, validation_fraction=0.1, cache_dir=tmp_path
     )
     assert none.shape == (0, 6)
+
+
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_peeking_shows_what_comes_and_keeps_the_position(
+    source: Source, tokenizer: TextTokenizer, prefetch: int
+) -> None:
+    def loader() -> BatchLoader:
+        return BatchLoader(windows(source, tokenizer), micro_batch_size=2, prefetch_batches=prefetch)
+
+    plain, peeking = loader(), loader()
+    expected = [next(plain) for _ in range(12)]
+    for first in range(0, 10, 2):
+        before = peeking.state_dict()
+        shown = peeking.peek(3)
+        assert peeking.state_dict() == before
+        assert all(torch.equal(a, b) for a, b in zip(shown, expected[first : first + 3], strict=False))
+        assert torch.equal(next(peeking), expected[first])
+        assert torch.equal(next(peeking), expected[first + 1])
+    peeking.peek(2)
+    resumed = loader()
+    resumed.load_state_dict(peeking.state_dict())
+    assert torch.equal(next(resumed), expected[10])
+    for each in (plain, peeking, resumed):
+        each.close()
+
+
+def test_peeking_at_a_source_that_fails_is_an_error(source: Source, tokenizer: TextTokenizer) -> None:
+    loader = BatchLoader(windows(source, tokenizer, held=1 - 1e-12), micro_batch_size=1, prefetch_batches=0)
+    for _ in range(2):
+        with pytest.raises(DataError, match="has no training document"):
+            loader.peek(1)

@@ -1,6 +1,10 @@
-"""SparseLinear under SmetAdamW is a dense layer with masked weight and masked gradient, in fp64, across updates."""
+"""SparseLinear under SmetAdamW is a dense layer with masked weight and masked gradient, in fp64, across updates.
+
+With several micro-batches the pool of candidates holds all inactive sites here, so growth by gradient is exact.
+"""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +15,7 @@ from smet_train.optim import SmetAdamW
 from smet_train.sparse import Layout, SparseLinear
 from smet_train.sparse.backends import BACKENDS
 from smet_train.sparse.sampling import first_index
-from smet_train.topology import TopologySchedule, TopologyUpdater
+from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
 
 ROWS, COLUMNS, ACTIVE = 12, 10, 36
 LR, BETA1, BETA2, EPS, DECAY = 0.02, 0.9, 0.999, 1e-8, 0.05
@@ -22,16 +26,28 @@ INTERVAL, STEPS = 10, 40
 class Method:
     local_step: bool
     warmup_steps: int
-    moves: bool
+    moves: bool = True
+    drop: str = "magnitude"
+    grow: str = "random"
+    micro_batches: int = 1
 
 
 METHODS = {
-    "smet": Method(True, 7, True),
-    "smet without warm-up": Method(True, 0, True),
-    "warm-up alone": Method(False, 7, True),
-    "set": Method(False, 0, True),
-    "static": Method(False, 0, False),
+    "smet": Method(True, 7),
+    "smet without warm-up": Method(True, 0),
+    "warm-up alone": Method(False, 7),
+    "set": Method(False, 0),
+    "static": Method(False, 0, moves=False),
+    "rigl": Method(False, 0, grow="gradient"),
+    "smet_rigl": Method(True, 7, grow="gradient"),
+    "smet_rigl over micro-batches": Method(True, 7, grow="gradient", micro_batches=3),
+    "mest": Method(True, 7, drop="magnitude_and_gradient"),
+    "mest and gradient over micro-batches": Method(
+        False, 0, drop="magnitude_and_gradient", grow="gradient", micro_batches=2
+    ),
 }
+
+Batch = tuple[Tensor, Tensor]
 
 
 class MaskedDense:
@@ -44,10 +60,15 @@ class MaskedDense:
         self.regrown = torch.zeros_like(mask)
         self.step_count = 0
 
-    def step(self, x: Tensor, target: Tensor) -> float:
+    def gradient(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and the gradient at all sites."""
         weight = (self.weight * self.mask).requires_grad_()
         loss = F.mse_loss(F.linear(x, weight), target)
         (gradient,) = torch.autograd.grad(loss, weight)
+        return loss.detach(), gradient
+
+    def step(self, x: Tensor, target: Tensor) -> float:
+        loss, gradient = self.gradient(x, target)
         gradient = gradient * self.mask
         self.step_count += 1
         self.local += 1
@@ -59,23 +80,41 @@ class MaskedDense:
             w = torch.where(self.regrown, (self.local / self.method.warmup_steps).clamp(max=1), w)
         update = w * (self.m / (1 - BETA1**t)) / ((self.v / (1 - BETA2**t)).sqrt() + EPS)
         self.weight = (self.weight - LR * update - LR * DECAY * self.weight) * self.mask
-        return float(loss.detach())
+        return float(loss)
 
-    def follow(self, new_mask: Tensor) -> None:
-        """Take over the new topology; which weights must go is checked here, where grown ones come from is not ours."""
+    def follow(self, new_mask: Tensor, probe: list[Batch]) -> None:
+        """Take over the new topology; which weights must go and, by gradient, which must come is checked here."""
         dropped, grown = self.mask & ~new_mask, new_mask & ~self.mask
         assert int(dropped.sum()) == int(grown.sum()) > 0
         kept = self.mask & new_mask
-        assert self.weight[dropped].abs().max() <= self.weight[kept].abs().min()
+        mean_gradient = sum((self.gradient(*batch)[1] for batch in probe), torch.zeros_like(self.weight)) / len(probe)
+        score = self.weight.abs()
+        if self.method.drop == "magnitude_and_gradient":
+            score = score + 0.5 * mean_gradient.abs()
+        assert score[dropped].max() <= score[kept].min()
+        if self.method.grow == "gradient":
+            left_out = ~self.mask & ~new_mask
+            assert mean_gradient[grown].abs().min() >= mean_gradient[left_out].abs().max()
         for held in (self.weight, self.m, self.v, self.local):
             held[dropped | grown] = 0
         self.regrown = (self.regrown & kept) | grown
         self.mask = new_mask
 
 
+def random_batch() -> Batch:
+    return torch.randn(16, COLUMNS, dtype=torch.float64), torch.randn(16, ROWS, dtype=torch.float64)
+
+
+def backward(layer: SparseLinear, x: Tensor, target: Tensor) -> None:
+    F.mse_loss(layer(x), target).backward()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", METHODS)
-def test_parameters_and_moments_follow_the_masked_dense_reference(name: str, backend: str) -> None:
+def test_parameters_and_moments_follow_the_masked_dense_reference(
+    name: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smet_train.topology.probe.POOL", 1000)
     method = METHODS[name]
     torch.manual_seed(0)
     layout = Layout(ROWS, COLUMNS, ACTIVE)
@@ -85,7 +124,15 @@ def test_parameters_and_moments_follow_the_masked_dense_reference(name: str, bac
         local_step=method.local_step, regrow_warmup_steps=method.warmup_steps, topology_moves=method.moves,
     )  # fmt: skip
     schedule = TopologySchedule(INTERVAL, 0.3, 0.1, "cosine", 1.0, STEPS)
-    updater = TopologyUpdater({"layer": layer}, optimizer, schedule if method.moves else None, seed=1)
+    rules = MoveRules(drop=method.drop, grow=method.grow, drop_gradient_weight=0.5)
+    updater = TopologyUpdater(
+        {"layer": layer},
+        optimizer,
+        schedule if method.moves else None,
+        seed=1,
+        rules=rules,
+        check_invariants=True,
+    )
 
     def mask() -> Tensor:
         flat = torch.zeros(layout.sites, dtype=torch.bool)
@@ -95,15 +142,17 @@ def test_parameters_and_moments_follow_the_masked_dense_reference(name: str, bac
     oracle = MaskedDense(layer.to_dense(), mask(), method)
     updates = 0
     for step in range(1, STEPS + 1):
-        x, target = torch.randn(16, COLUMNS, dtype=torch.float64), torch.randn(16, ROWS, dtype=torch.float64)
+        x, target = random_batch()
         loss = F.mse_loss(layer(x), target)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         assert oracle.step(x, target) == pytest.approx(float(loss.detach()), rel=1e-12)
-        if updater.step(step):
+        probe = [random_batch() for _ in range(method.micro_batches)]
+        if updater.step(step, [partial(backward, layer, *batch) for batch in probe]):
             updates += 1
-            oracle.follow(mask())
+            assert layer.values.grad is None
+            oracle.follow(mask(), probe)
         state = optimizer.state[layer.values]
         at = layer.index.long()
         for ours, dense in [

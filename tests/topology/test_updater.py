@@ -32,7 +32,15 @@ def test_an_update_drops_the_least_and_grows_as_many_elsewhere() -> None:
     before = {name: (layer.index.clone(), layer.values.detach().clone()) for name, layer in layers.items()}
     event = updater.step(2)
     # floor(0.5 K) of K = 24, 24 and 3 active values.
-    assert event == {"dropped": 25, "grown": 25, "density": 51 / 204, "drop_fraction": 0.5}
+    assert event == {
+        "dropped": 25,
+        "grown": 25,
+        "density": 51 / 204,
+        "drop_fraction": 0.5,
+        "survived": None,
+        "mean_age_steps": 2 * 26 / 51,
+        "ever_active": (51 + 25) / 204,
+    }
     for name, layer in layers.items():
         old_index, old_values = before[name]
         layer.layout.validate_index(layer.index)
@@ -54,7 +62,7 @@ def test_what_was_done_is_remembered_across_a_restart() -> None:
     _, first = build()
     first.step(2)
     _, second = build()
-    second.load_state_dict(first.state_dict())
+    second.load_state_dict(first.state_dict(), first.tensors())
     assert not second.due(2)
     assert second.due(4)
 

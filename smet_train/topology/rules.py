@@ -1,0 +1,27 @@
+"""The orthogonal choices of a topology update; a method is a preset over them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class MoveRules:
+    """What is dropped, what is grown, and how a grown weight starts.
+
+    Args:
+        drop: ``magnitude``, ``soft_magnitude`` (sampled) or ``magnitude_and_gradient`` (MEST).
+        grow: ``random`` or ``gradient`` (largest mean |dL/dW| among the inactive sites).
+        drop_temperature: of ``soft_magnitude``; towards 0 it becomes ``magnitude``.
+        drop_gradient_weight: of |dL/dtheta| in ``magnitude_and_gradient``.
+        keep_moments: a grown weight takes over the moments of a dropped one instead of starting from zero.
+    """
+
+    drop: str = "magnitude"
+    grow: str = "random"
+    drop_temperature: float = 0.25
+    drop_gradient_weight: float = 1.0
+    keep_moments: bool = False
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether an update looks at gradients, so that it needs batches."""
+        return self.grow == "gradient" or self.drop == "magnitude_and_gradient"
