@@ -2,27 +2,38 @@
 
 import shlex
 import sys
+from typing import Any
 
-from smet_train.bench.settings import SpikeBench
+from smet_train.bench.settings import LossBench, LrRuleBench, SpikeBench
 from smet_train.config.compose import compose, compose_bench
+from smet_train.config.fields import leaves, spell
+from smet_train.config.schema import Config
 from smet_train.errors import ConfigError, SmetError
 
-_NAMES = ("spike",)
+# Each benchmark's settings, and the experiment that it trains unless another is asked for.
+_BENCHMARKS: dict[str, tuple[Any, str]] = {
+    "spike": (SpikeBench, "bench_spike"),
+    "loss": (LossBench, "bench_loss"),
+    "lr_rule": (LrRuleBench, "bench_loss"),
+}
 
 USAGE = """\
 usage: smet-bench NAME [bench.KEY=VALUE ...] [the overrides of smet-train ...]
 
   smet-bench spike bench.out=outputs/spike     what one topology update does to the loss, by how grown weights train
+  smet-bench loss bench.seeds=[1,2,3]          methods x densities x seeds on the same tokens
+  smet-bench lr_rule                           which learning-rate rule moves the best base rate least over densities
 
 A benchmark prints its table and writes FOLDER/result.json, the folder being bench.out. Its exit status does not depend
-on whether its bars hold. Without +experiment=NAME it trains +experiment=bench_NAME."""
+on whether its bars hold. Typed again, it keeps the runs that are finished. Without +experiment=NAME it trains its own.
+"""
 
 
 def main() -> None:
     """Run the command line; exits with 0 when done, 2 for a user's mistake, 1 for a failure."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
+        print(help_text())
         sys.exit(0)
     try:
         _run(arguments[0], arguments[1:])
@@ -31,15 +42,43 @@ def main() -> None:
         sys.exit(error.exit_status)
 
 
-def _run(name: str, overrides: list[str]) -> None:
-    if name not in _NAMES:
-        raise ConfigError(f"there is no benchmark {name}; choose one of {', '.join(_NAMES)}")
-    own = [override for override in overrides if override.startswith("bench.")]
-    rest = [override for override in overrides if not override.startswith("bench.")]
-    if not any(override.startswith("+experiment=") for override in rest):
-        rest = [f"+experiment=bench_{name}", *rest]
-    bench = compose_bench(own, SpikeBench())
-    config = compose(rest)
-    from smet_train.bench.spike import run_spike  # imports torch: after all mistakes have been told
+def help_text() -> str:
+    """Usage, and the settings of every benchmark."""
+    lines = [USAGE]
+    for name, (settings, _) in _BENCHMARKS.items():
+        lines.append(f"{name}: {settings.__doc__}")
+        lines += [f"  {leaf.key}={spell(leaf.default)}\n      {leaf.help}" for leaf in leaves(settings(), "bench.")]
+    return "\n".join(lines)
 
-    run_spike(config, bench, f"smet-bench {name} {shlex.join(overrides)}".strip())
+
+def _run(name: str, overrides: list[str]) -> None:
+    if name not in _BENCHMARKS:
+        raise ConfigError(f"there is no benchmark {name}; choose one of {', '.join(_BENCHMARKS)}")
+    settings, experiment = _BENCHMARKS[name]
+    bench = compose_bench([item for item in overrides if item.startswith("bench.")], settings())
+    rest = [item for item in overrides if not item.startswith("bench.")]
+    if not any(item.startswith("+experiment=") for item in rest):
+        rest = [f"+experiment={experiment}", *rest]
+
+    def configure(more: list[str]) -> Config:
+        return compose([*rest, *more])
+
+    config = configure([])
+    command = f"smet-bench {name} {shlex.join(overrides)}".strip()
+    # Only now what imports torch: after all mistakes have been told.
+    if name == "spike":
+        from smet_train.bench.spike import run_spike
+
+        run_spike(config, bench, command)
+    elif name == "loss":
+        from smet_train.bench.loss import run_loss
+
+        run_loss(configure, bench, command)
+    else:
+        from smet_train.bench.lr_rule import run_lr_rule
+
+        run_lr_rule(configure, bench, command)
+
+
+if __name__ == "__main__":
+    main()

@@ -31,6 +31,6 @@ def _status(arguments: list[str]) -> int:
 
 
 def _train(config: Config, run_folder: Path) -> int:
-    from smet_train.cli.job import run_training  # imports torch and transformers: only when training starts
+    from smet_train.job import run_training  # imports torch and transformers: only when training starts
 
     return run_training(config, run_folder)

@@ -6,10 +6,10 @@ import pytest
 from rich.console import Console
 from transformers import GPT2Config
 
-from smet_train.cli.job import run_training
 from smet_train.config.compose import compose
 from smet_train.config.locate import config_folder, group_options, groups
 from smet_train.config.schema import DataSource, TextUnit
+from smet_train.job import run_training
 from smet_train.tracking.jsonl import read_events
 
 # What these options can't do without.

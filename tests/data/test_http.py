@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from smet_train.cli.job import run_training
 from smet_train.config.schema import Config
 from smet_train.data.sources import SourceSpec, open_source
 from smet_train.errors import DataError
+from smet_train.job import run_training
 from smet_train.tracking.jsonl import read_events
 
 

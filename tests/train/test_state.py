@@ -9,9 +9,9 @@ from rich.console import Console
 from torch import nn
 
 from smet_train.build import build_data, build_run
-from smet_train.cli.job import run_training
 from smet_train.config.schema import Config
 from smet_train.errors import CheckpointError, LayoutError
+from smet_train.job import run_training
 from smet_train.sparse import sparsify
 from smet_train.train.checkpoint import Snapshot, load_checkpoint
 from smet_train.train.signals import StopRequest

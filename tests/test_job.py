@@ -10,9 +10,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from smet_train.cli.job import run_training
 from smet_train.config.schema import Config
 from smet_train.errors import CheckpointError, ConfigError
+from smet_train.job import run_training
 from smet_train.tracking.jsonl import read_events
 from smet_train.tracking.names import FIELDS, TIME_FIELDS
 from smet_train.train import loop

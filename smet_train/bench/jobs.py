@@ -1,0 +1,65 @@
+"""Many training runs, a few at a time, each in a folder of its own; typed again, finished ones are kept."""
+
+import io
+import multiprocessing
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from smet_train.analysis.summary import run_summary
+from smet_train.config.schema import Config
+from smet_train.errors import SmetError
+from smet_train.job import run_training
+from smet_train.tracking.jsonl import read_events
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Validation losses of one run by step, in nats a token, and what it is made of."""
+
+    losses: dict[int, float]
+    tokens: int
+    parameters_active: int
+
+    @property
+    def final(self) -> float:
+        return self.losses[max(self.losses)]
+
+
+def run_jobs(jobs: Mapping[str, Config], folder: Path, workers: int, say: Callable[[str], None]) -> dict[str, Outcome]:
+    """Train each configuration in ``folder/<name>``.
+
+    Raises:
+        SmetError: what the first run that fails says, with its name.
+    """
+    outcomes: dict[str, Outcome] = {}
+    # Forking a process that has used threads can hang; a fresh interpreter costs a few seconds.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = {pool.submit(_train, config, folder / name): name for name, config in jobs.items()}
+        for done in as_completed(futures):
+            name = futures[done]
+            try:
+                done.result()
+            except SmetError as error:
+                pool.shutdown(cancel_futures=True)
+                raise SmetError(f"run {name}: {error}", exit_status=error.exit_status) from error
+            outcomes[name] = read_outcome(folder / name)
+            say(f"[{len(outcomes)}/{len(jobs)}] {name}: validation loss {outcomes[name].final:.4f}")
+    return {name: outcomes[name] for name in jobs}
+
+
+def _train(config: Config, folder: Path) -> None:
+    run_training(config, folder, Console(file=io.StringIO()))
+
+
+def read_outcome(folder: Path) -> Outcome:
+    """What a finished run has written down."""
+    events: list[dict[str, Any]] = read_events(folder / "metrics.jsonl")
+    losses = {int(event["step"]): float(event["loss"]) for event in events if event["event"] == "eval"}
+    return Outcome(losses, int(run_summary(folder)["tokens"]), int(events[0]["parameters_active"]))
