@@ -132,7 +132,7 @@ def build_sparse_model(
     def allocate_and_note(shapes: Shapes, density: float) -> dict[str, float]:
         by_pattern = parse_densities(config.sparsity.densities)
         densities.update(allocate(shapes, density, config.sparsity.allocation.name, by_pattern))
-        return densities
+        return dict.fromkeys(densities, 1.0) if config.topology.grow.name == "nothing" else densities
 
     if config.sparsity.enabled:
         sparsify(
@@ -157,7 +157,7 @@ def build_optimizer(config: Config, model: nn.Module, densities: dict[str, float
         densities,
         lr_density_rule=config.optimizer.lr_density_rule.name,
         weight_decay=config.optimizer.weight_decay,
-        topology_moves=config.topology.enabled,
+        topology_moves=config.topology.enabled and config.topology.grow.name != "nothing",
     )
     return SmetAdamW(
         groups,
@@ -170,7 +170,9 @@ def build_optimizer(config: Config, model: nn.Module, densities: dict[str, float
     )
 
 
-def build_topology(config: Config, layers: dict[str, SparseLinear], optimizer: SmetAdamW) -> TopologyUpdater:
+def build_topology(
+    config: Config, layers: dict[str, SparseLinear], densities: dict[str, float], optimizer: SmetAdamW
+) -> TopologyUpdater:
     """The updater of the sparse layers; it never moves them if there are none or ``topology.enabled=false``."""
     schedule = TopologySchedule(
         interval=config.topology.interval,
@@ -193,6 +195,7 @@ def build_topology(config: Config, layers: dict[str, SparseLinear], optimizer: S
             drop_gradient_weight=config.topology.drop_gradient_weight,
             keep_moments=config.optimizer.regrow_moments.name == "keep",
         ),
+        targets=densities,
         explore=config.tracking.exploration,
         check_invariants=config.debug.check_invariants,
     )
@@ -264,7 +267,7 @@ def build_run(config: Config, run_folder: Path, data: Data, stop: StopRequest) -
             min_ratio=config.optimizer.min_lr_ratio,
             decay_fraction=config.optimizer.decay_fraction,
         ),
-        topology=build_topology(config, layers, optimizer),
+        topology=build_topology(config, layers, densities, optimizer),
         batches=data.batches,
         validation=validation,
         spikes=build_spikes(config, model, probe),

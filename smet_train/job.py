@@ -155,6 +155,12 @@ def announce(console: Console, config: Config, run: Run, source: str) -> None:
         print_layers(console, layers)
     elif config.method == "dense":
         console.print("method=dense: every layer is dense; sparsity.* and topology.* have no effect")
+    if run.topology.rules.prunes and layers:
+        console.print(
+            f"method={config.method} starts dense, with an index on top: it needs more memory than dense training "
+            f"until the density has fallen towards {config.sparsity.density:g}",
+            soft_wrap=True,
+        )
     active, dense = count_parameters(run.model)
     settings = run.settings
     tokens = settings.total_steps * settings.tokens_per_step

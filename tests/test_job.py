@@ -105,6 +105,7 @@ def test_every_token_counts_once_and_every_update_keeps_the_count(quick_config: 
         ["tracking.probe_windows=2"],
         ["method=set", "optimizer.weight_decay=0.1"],
         ["method=static"],
+        ["method=gmp", "optimizer.weight_decay=0.1"],
         ["method=rigl"],
         ["method=smet_rigl", "topology.probe_steps=3", "data.prefetch_batches=1"],
         ["topology.drop=soft_magnitude", "sparsity.allocation=erk", "sparsity.density=0.3"],

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import os
 import platform
 from dataclasses import asdict, dataclass
@@ -54,7 +55,8 @@ def write_result(folder: Path, name: str, bars: list[Bar], figures: dict[str, An
         "benchmark": name,
         **measured_on(),
         "command": command,
-        "bars": [asdict(bar) for bar in bars],
+        # JSON has no infinity: a ratio to nothing has no value.
+        "bars": [asdict(bar) | {"value": bar.value if math.isfinite(bar.value) else None} for bar in bars],
         **figures,
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -298,8 +298,8 @@ def analyse(curves: dict[str, list[Curves]]) -> tuple[dict[str, Any], list[Bar]]
     ratio = _ratio(smet, naive)
     bars = [
         Bar(
-            "naive mean peak excess over its standard errors",
-            naive / naive_error,
+            "naive mean peak excess, in standard errors",
+            _ratio(naive, naive_error),
             _ERRORS,
             naive > _ERRORS * naive_error,
         ),

@@ -49,6 +49,7 @@ class Drop(Enum):
 class Grow(Enum):
     random = "random"
     gradient = "gradient"
+    nothing = "nothing"
 
 
 class RegrowMoments(Enum):
@@ -171,7 +172,7 @@ class TopologyConfig:
     drop: Drop = setting("what goes: least |value|, sampled by |value|, least |value| + |gradient|", Drop.magnitude)
     drop_temperature: float = setting("of sampling; towards 0 it is magnitude (soft_magnitude)", 0.25, above=0)
     drop_gradient_weight: float = setting("of |gradient| beside |value| (magnitude_and_gradient)", 1.0, at_least=0)
-    grow: Grow = setting("what comes: inactive sites at random, or those of the largest mean |gradient|", Grow.random)
+    grow: Grow = setting("what comes: random sites, those of largest |gradient|, nothing (dense at first)", Grow.random)
     probe_steps: int = setting("coming steps whose batches an update's gradients are averaged over", 1, at_least=1)
     stop_at: float = setting("fraction of train.steps after which the topology stays", 1.0, above=0, at_most=1)
 

@@ -105,6 +105,18 @@ def _check_topology(config: Config) -> None:
         value = getattr(topology, name)
         if not read and value != getattr(Config().topology, name):
             raise ConfigError(f"topology.{name}={value} is read with {where} alone; write that too, or leave it out")
+    if topology.grow is Grow.nothing:
+        for name in ("drop_fraction", "final_drop_fraction", "drop_schedule"):
+            if getattr(topology, name) != getattr(Config().topology, name):
+                raise ConfigError(
+                    f"topology.{name}={spell(getattr(topology, name))} is not read with topology.grow=nothing, where "
+                    "the density falls along a cubic; leave it out"
+                )
+        if topology.drop is Drop.magnitude_and_gradient:
+            raise ConfigError(
+                "topology.drop=magnitude_and_gradient does not go with topology.grow=nothing; write "
+                "topology.drop=magnitude"
+            )
     if config.optimizer.regrow_moments is RegrowMoments.keep and config.optimizer.local_step:
         raise ConfigError(
             "optimizer.regrow_moments=keep makes no sense with optimizer.local_step=true, whose bias correction takes "

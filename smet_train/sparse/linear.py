@@ -1,5 +1,6 @@
 """A linear layer whose weight exists only at its active sites."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,6 +55,20 @@ class SparseLinear(nn.Module):
     def topology_changed(self) -> None:
         """Forget what was worked out for the old index."""
         self._plan = None
+
+    @torch.no_grad()
+    def shrink(self, keep_K: Tensor) -> None:
+        """Keep the slots marked in ``keep_K`` (K,) alone; ``values`` stays the same parameter, with fewer entries.
+
+        Raises:
+            LayoutError: if nothing would be left.
+        """
+        layout = replace(self.layout, n_active=int(keep_K.sum()))
+        self.values.grad = None
+        self.values.data = self.values.data[keep_K]
+        self.index = self.index[keep_K]
+        self.layout = layout
+        self.topology_changed()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "SparseLinear":
         # Moving the module to another device replaces the index tensor that the plan refers to.

@@ -33,17 +33,39 @@ def apply_move(
     for key, state in optimizer.state[parameter].items():
         if not isinstance(state, Tensor) or state.dim() == 0:
             continue
-        if state.shape != parameter.shape:
-            raise LayoutError(
-                f"layer {name}: optimizer state '{key}' has shape {tuple(state.shape)}, the values "
-                f"{tuple(parameter.shape)}; a topology can only move with state that is held per active value"
-            )
+        _check_per_slot(name, key, state, parameter)
         inherits = keep_moments and state.is_floating_point()
         state.copy_(move.gather_all(state) if inherits else move.gather(state))
     parameter.copy_(move.gather(parameter.detach()))
     parameter.grad = None
     layer.index.copy_(move.new_index_K)
     layer.topology_changed()
+
+
+@torch.no_grad()
+def apply_shrink(name: str, layer: SparseLinear, keep_K: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Keep the slots marked in ``keep_K`` alone: values, index and per-slot optimizer state become shorter.
+
+    Raises:
+        LayoutError: if an optimizer state has another shape, or if nothing would be left.
+    """
+    parameter = layer.values
+    shrunken: dict[str, Tensor] = {}
+    for key, state in optimizer.state[parameter].items():
+        if not isinstance(state, Tensor) or state.dim() == 0:
+            continue
+        _check_per_slot(name, key, state, parameter)
+        shrunken[key] = state[keep_K]
+    layer.shrink(keep_K)
+    optimizer.state[parameter].update(shrunken)
+
+
+def _check_per_slot(name: str, key: str, state: Tensor, parameter: Tensor) -> None:
+    if state.shape != parameter.shape:
+        raise LayoutError(
+            f"layer {name}: optimizer state '{key}' has shape {tuple(state.shape)}, the values "
+            f"{tuple(parameter.shape)}; a topology can only move with state that is held per active value"
+        )
 
 
 def check_moved(

@@ -9,7 +9,8 @@ class MoveRules:
 
     Args:
         drop: ``magnitude``, ``soft_magnitude`` (sampled) or ``magnitude_and_gradient`` (MEST).
-        grow: ``random`` or ``gradient`` (largest mean |dL/dW| among the inactive sites).
+        grow: ``random``, ``gradient`` (largest mean |dL/dW| among the inactive sites), or ``nothing``: layers start
+            dense and are pruned gradually.
         drop_temperature: of ``soft_magnitude``; towards 0 it becomes ``magnitude``.
         drop_gradient_weight: of |dL/dtheta| in ``magnitude_and_gradient``.
         keep_moments: a grown weight takes over the moments of a dropped one instead of starting from zero.
@@ -20,6 +21,11 @@ class MoveRules:
     drop_temperature: float = 0.25
     drop_gradient_weight: float = 1.0
     keep_moments: bool = False
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the number of active values falls over the run, instead of staying what it is."""
+        return self.grow == "nothing"
 
     @property
     def needs_gradient(self) -> bool:

@@ -27,6 +27,14 @@ class TopologySchedule:
         """Whether the topology moves after optimizer step ``step``, counted from 1."""
         return step > 0 and step % self.interval == 0 and step < self.stop_at * self.total_steps
 
+    def pruned_density(self, step: int, density: float) -> float:
+        """What gradual pruning leaves after the update at ``step``: from 1 down to ``density`` along a cubic, reached
+        at the last update (Zhu and Gupta, arXiv 1710.01878, section 3)."""
+        end = min(self.total_steps - 1, math.ceil(self.stop_at * self.total_steps) - 1)
+        last_update = max(self.interval, end // self.interval * self.interval)
+        progress = min(1.0, step / last_update)
+        return density + (1 - density) * (1 - progress) ** 3
+
     def fraction(self, step: int) -> float:
         """The drop fraction of an update after step ``step``."""
         progress = min(1.0, step / self.total_steps)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from smet_train.errors import CheckpointError
 from smet_train.optim.smet_adamw import local_steps
+from smet_train.sparse.layout import Layout
 from smet_train.sparse.ledger import LedgerRow
 from smet_train.sparse.linear import SparseLinear
 from smet_train.sparse.sampling import stream_key
-from smet_train.topology.apply import apply_move, check_moved
+from smet_train.topology.apply import apply_move, apply_shrink, check_moved
 from smet_train.topology.exploration import Exploration
 from smet_train.topology.move import Move, make_move
 from smet_train.topology.probe import Probed, probe_gradients
@@ -33,6 +34,7 @@ class TopologyUpdater:
     never changes (SMET, section 3). Random choices are a function of (seed, layer name, step).
 
     Args:
+        targets: final density of each layer, where ``rules.prunes``.
         explore: keep a bit for every site, to tell how many were ever active.
     """
 
@@ -44,6 +46,7 @@ class TopologyUpdater:
         seed: int,
         *,
         rules: MoveRules | None = None,
+        targets: Mapping[str, float] | None = None,
         explore: bool = True,
         check_invariants: bool = False,
     ) -> None:
@@ -52,8 +55,10 @@ class TopologyUpdater:
         self.schedule = schedule
         self.seed = seed
         self.rules = rules or MoveRules()
+        self.targets = targets or {}
         self.check_invariants = check_invariants
-        self.exploration = Exploration(layers) if explore and schedule is not None else None
+        explores = explore and schedule is not None and not self.rules.prunes
+        self.exploration = Exploration(layers) if explores else None
         self.last_step = 0
         self.probe_bytes = 0
         self._warned: set[str] = set()
@@ -77,6 +82,8 @@ class TopologyUpdater:
         """
         if self.schedule is None or not self.due(step):
             return {}
+        if self.rules.prunes:
+            return self._prune(self.schedule, step)
         fraction = self.schedule.fraction(step)
         counts = {name: self._count(name, layer, fraction) for name, layer in self.layers.items()}
         probed = self._probe(counts, backward)
@@ -101,6 +108,36 @@ class TopologyUpdater:
             "mean_age_steps": self._mean_age_steps(step),
             "ever_active": None if self.exploration is None else self.exploration.fraction,
         }
+
+    @torch.no_grad()
+    def _prune(self, schedule: TopologySchedule, step: int) -> dict[str, Any]:
+        """Drop what the cubic schedule takes and grow nothing."""
+        before = sum(layer.layout.n_active for layer in self.layers.values())
+        for name, layer in self.layers.items():
+            density = schedule.pruned_density(step, self.targets[name])
+            left = Layout.from_density(layer.out_features, layer.in_features, density).n_active
+            n_drop = max(0, layer.layout.n_active - left)
+            apply_shrink(name, layer, keep_highest(self._scores(name, layer, step, None), n_drop), self.optimizer)
+        self.last_step = step
+        active = sum(layer.layout.n_active for layer in self.layers.values())
+        sites = sum(layer.layout.sites for layer in self.layers.values())
+        return {
+            "dropped": before - active,
+            "grown": 0,
+            "density": active / sites,
+            "drop_fraction": 1 - active / before,
+            "survived": None,
+            "mean_age_steps": None,
+            "ever_active": 1.0,
+        }
+
+    def fit(self, n_active: Mapping[str, int]) -> None:
+        """Shrink layers that a checkpoint holds with fewer active values, before its tensors are copied into them."""
+        for name, layer in self.layers.items():
+            if self.rules.prunes and n_active.get(name, layer.layout.n_active) < layer.layout.n_active:
+                keep = torch.zeros(layer.layout.n_active, dtype=torch.bool, device=layer.index.device)
+                keep[: n_active[name]] = True
+                apply_shrink(name, layer, keep, self.optimizer)
 
     def _count(self, name: str, layer: SparseLinear, fraction: float) -> int:
         layout = layer.layout

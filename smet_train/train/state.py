@@ -104,7 +104,9 @@ def restore(run: Run, snapshot: Snapshot, *, same_folder: bool) -> None:
     """
     plain = snapshot.plain
     try:
-        restore_model(run.model, snapshot.tensors["model"])
+        saved = snapshot.tensors["model"]
+        run.topology.fit({name: saved[f"{name}.index"].numel() for name in run.topology.layers})
+        restore_model(run.model, saved)
         run.optimizer.restore(_names(run.model), snapshot.tensors["optimizer"], plain["optimizer"])
         restore_random_state(snapshot.tensors["random"], run.device)
         run.topology.load_state_dict(plain["topology"], snapshot.tensors["topology"])

@@ -40,7 +40,10 @@ def test_defaults_live_in_the_schema() -> None:
         ("+sparsity.zzz=1", "unknown key sparsity.zzz"),
         ("experiment=demo", "experiment is chosen with a plus sign: write +experiment=NAME"),
         ("model=llama_131m", "there is no model=llama_131m; did you mean llama_130m"),
-        ("method=zzzzzz", "there is no method=zzzzzz\nmethod is one of: dense, rigl, set, smet, smet_rigl, static"),
+        (
+            "method=zzzzzz",
+            "there is no method=zzzzzz\nmethod is one of: dense, gmp, rigl, set, smet, smet_rigl, static",
+        ),
         ("train.steps=many", "train.steps=many is not a whole number"),
         ("optimizer.lr=high", "optimizer.lr=high is not a number"),
         ("sparsity.enabled=perhaps", "sparsity.enabled=perhaps is not true or false"),

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smet_train.config.fields import Range, leaves, spell, value_at
-from smet_train.config.schema import Config, DataSource, Family, RegrowMoments
+from smet_train.config.schema import Config, DataSource, Drop, Family, Grow, RegrowMoments
 from smet_train.config.validate import validate
 from smet_train.errors import ConfigError
 
@@ -92,6 +92,11 @@ def test_micro_batches_divide_the_batch_or_the_message_names_those_that_do(batch
         ({"topology__probe_steps": 4}, "topology.probe_steps=4 is read with topology.grow=gradient alone"),
         ({"optimizer__regrow_moments": RegrowMoments.keep}, "write optimizer.local_step=false"),
         ({"sparsity__densities": ["x"]}, "'x' is no PATTERN=DENSITY"),
+        ({"topology__grow": Grow.nothing, "topology__drop_fraction": 0.3}, "is not read with topology.grow=nothing"),
+        (
+            {"topology__grow": Grow.nothing, "topology__drop": Drop.magnitude_and_gradient},
+            "does not go with topology.grow=nothing",
+        ),
         ({"sparsity__include": []}, "sparsity.include=[] names no layer"),
         ({"model__family": Family.auto}, "model.family=auto needs model.config_file"),
         ({"model__config_file": "x.json"}, "is read with model.family=auto alone"),
