@@ -158,6 +158,7 @@ def build_optimizer(config: Config, model: nn.Module, densities: dict[str, float
         lr_density_rule=config.optimizer.lr_density_rule.name,
         weight_decay=config.optimizer.weight_decay,
         topology_moves=config.topology.enabled and config.topology.grow.name != "nothing",
+        embedding_lr_scale=(config.optimizer.embedding_lr or config.optimizer.lr) / config.optimizer.lr,
     )
     return SmetAdamW(
         groups,

@@ -182,6 +182,7 @@ class OptimizerConfig:
     """Adam with a local step for each regrown value, and the learning rate."""
 
     lr: float = setting("peak learning rate, before the density rule", 1e-3, above=0)
+    embedding_lr: float | None = setting("that of embeddings and output layer; null = as lr", None, above=0)
     betas: list[float] = setting("decay of the first and second moment", [0.9, 0.999], at_least=0, below=1)
     eps: float = setting("added to the root of the second moment", 1e-8, above=0)
     weight_decay: float = setting("decoupled weight decay, times the learning rate", 0.0, at_least=0)

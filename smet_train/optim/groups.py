@@ -24,14 +24,18 @@ def parameter_groups(
     lr_density_rule: str,
     weight_decay: float,
     topology_moves: bool,
+    embedding_lr_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Groups for ``SmetAdamW``: one a density for the sparse values, one for dense matrices, one without decay.
+    """Groups for ``SmetAdamW``: one a density for the sparse values, one for embeddings and the output layer, one for
+    the other dense matrices, one without decay.
 
-    Dense matrices (embeddings, the output layer, layers left dense) and sparse values decay; norms and biases do not.
+    Matrices and sparse values decay; norms and biases do not.
 
     Args:
         densities: target density of each sparse layer, by name; decides its learning rate scale.
         topology_moves: whether the sparse values are ever regrown.
+        embedding_lr_scale: factor on the learning rate of embeddings and the output layer, whose best rate does not
+            fall with the width as that of the layers between them does (Yang et al., arXiv 2203.03466, table 3).
     """
     by_density: dict[float, list[nn.Parameter]] = {}
     for name, layer in sparse_layers(model).items():
@@ -48,8 +52,23 @@ def parameter_groups(
     ]
     taken = {id(parameter) for group in groups for parameter in group["params"]}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in taken]
-    matrices = [parameter for parameter in rest if parameter.dim() >= 2]
+    outer = embedding_parameters(model)
+    embeddings = [parameter for parameter in rest if id(parameter) in outer]
+    matrices = [parameter for parameter in rest if parameter.dim() >= 2 and id(parameter) not in outer]
     vectors = [parameter for parameter in rest if parameter.dim() < 2]
+    groups.append(
+        {"role": "embedding", "params": embeddings, "weight_decay": weight_decay, "lr_scale": embedding_lr_scale}
+    )
     groups.append({"role": "dense", "params": matrices, "weight_decay": weight_decay})
     groups.append({"role": "no_decay", "params": vectors, "weight_decay": 0.0})
     return [group for group in groups if group["params"]]
+
+
+def embedding_parameters(model: nn.Module) -> set[int]:
+    """Identities of the matrices that are indexed by token or position, and of the output layer's of a transformers
+    model."""
+    modules: list[nn.Embedding | nn.Linear] = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    if isinstance(output, nn.Linear):
+        modules.append(output)
+    return {id(module.weight) for module in modules}
