@@ -30,6 +30,11 @@ class Outcome:
     def final(self) -> float:
         return self.losses[max(self.losses)]
 
+    def late(self, evaluations: int) -> float:
+        """The mean of the last ``evaluations``: one alone carries the noise of the last few steps."""
+        last = sorted(self.losses)[-evaluations:]
+        return sum(self.losses[step] for step in last) / len(last)
+
 
 def run_jobs(jobs: Mapping[str, Config], folder: Path, workers: int, say: Callable[[str], None]) -> dict[str, Outcome]:
     """Train each configuration in ``folder/<name>``.

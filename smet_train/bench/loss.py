@@ -124,16 +124,17 @@ def choose_rates(
 
 
 def arm_figures(arm: Arm, outcomes: dict[str, Outcome], rate: float, bench: LossBench) -> dict[str, Any]:
-    """Final losses by seed with mean and standard error, and the mean curve."""
+    """Losses at the end by seed with mean and standard error, and the mean curve."""
     runs = [outcomes[f"{arm.name}_seed{seed}"] for seed in bench.seeds]
-    mean, error = mean_and_error([run.final for run in runs])
+    losses = [run.late(bench.last_evaluations) for run in runs]
+    mean, error = mean_and_error(losses)
     return {
         "method": arm.method,
         "density": arm.density,
         "learning_rate": rate,
         "tokens": runs[0].tokens,
         "parameters_active": runs[0].parameters_active,
-        "final_losses": [run.final for run in runs],
+        "final_losses": losses,
         "mean": mean,
         "standard_error": error,
         "curve": {step: sum(run.losses[step] for run in runs) / len(runs) for step in runs[0].losses},

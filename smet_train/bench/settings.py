@@ -23,9 +23,12 @@ class LossBench:
     densities: list[float] = setting("densities of the sparse methods", [0.25, 0.1], above=0, at_most=1)
     dense: bool = setting("also the dense model", True)
     small_dense: bool = setting("also a dense model with as many parameters as are active, at each density", True)
-    seeds: list[int] = setting("seeds of each arm", [1, 2, 3], at_least=0)
-    learning_rates: list[float] = setting("grid that each arm's rate is chosen on", [1e-3, 3e-3, 1e-2], above=0)
-    tune_steps: int = setting("steps of the runs that choose the rate", 250, at_least=1)
+    seeds: list[int] = setting("seeds of each arm", [1, 2, 3, 4], at_least=0)
+    learning_rates: list[float] = setting(
+        "grid that each arm's rate is chosen on", [2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3], above=0
+    )
+    tune_steps: int = setting("steps of the runs that choose the rate", 200, at_least=1)
+    last_evaluations: int = setting("evaluations at the end of a run whose mean is its loss", 5, at_least=1)
     workers: int = setting("runs at the same time, one thread each", 2, at_least=1)
 
 
@@ -36,6 +39,6 @@ class LrRuleBench:
     out: str = setting("folder of result.json, the plot and the runs", "outputs/bench_lr_rule")
     rules: list[str] = setting("values of optimizer.lr_density_rule", ["none", "sqrt", "linear"])
     densities: list[float] = setting("densities compared", [1.0, 0.5, 0.25, 0.1], above=0, at_most=1)
-    learning_rates: list[float] = setting("base rates", [3e-4, 1e-3, 3e-3, 1e-2, 3e-2], above=0)
+    learning_rates: list[float] = setting("base rates", [1.2e-4, 3e-4, 8e-4, 2e-3, 5e-3, 1.2e-2], above=0)
     seeds: list[int] = setting("seeds of each point", [1], at_least=0)
     workers: int = setting("runs at the same time, one thread each", 2, at_least=1)

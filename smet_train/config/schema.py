@@ -181,7 +181,7 @@ class TopologyConfig:
 class OptimizerConfig:
     """Adam with a local step for each regrown value, and the learning rate."""
 
-    lr: float = setting("peak learning rate, before the density rule", 1e-3, above=0)
+    lr: float = setting("peak learning rate, before the density rule", 5e-4, above=0)
     embedding_lr: float | None = setting("that of embeddings and output layer; null = as lr", None, above=0)
     betas: list[float] = setting("decay of the first and second moment", [0.9, 0.999], at_least=0, below=1)
     eps: float = setting("added to the root of the second moment", 1e-8, above=0)
@@ -192,7 +192,9 @@ class OptimizerConfig:
         "moments of a regrown value: zero, or those of a dropped one", RegrowMoments.zero
     )
     regrow_warmup_steps: int = setting("steps over which a regrown value's updates grow to full size", 100, at_least=0)
-    lr_density_rule: LrDensityRule = setting("sparse layers' lr times 1, density^-1/2 or 1/density", LrDensityRule.sqrt)
+    lr_density_rule: LrDensityRule = setting(
+        "sparse layers' lr times 1, density^-1/2 or 1/density", LrDensityRule.linear
+    )
     schedule: LrScheduleName = setting("learning rate over the run, after the warm-up", LrScheduleName.cosine)
     warmup_fraction: float = setting("fraction of train.steps with a rising learning rate", 0.05, at_least=0, at_most=1)
     min_lr_ratio: float = setting("learning rate at the last step, as a fraction of lr", 0.1, at_least=0, at_most=1)

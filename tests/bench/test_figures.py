@@ -107,6 +107,13 @@ def outcome(*losses: float) -> Outcome:
     return Outcome({step * 10: loss for step, loss in enumerate(losses)}, 100, 7)
 
 
+def test_a_run_is_judged_by_its_last_evaluations() -> None:
+    run = outcome(9, 4, 3, 2)
+    assert (run.final, run.late(1), run.late(2), run.late(3), run.late(9)) == (2, 2, 2.5, 3, 4.5)
+    figures = arm_figures(Arm("set", 0.1, ()), {"set_0.1_seed1": run}, 0.01, LossBench(seeds=[1], last_evaluations=2))
+    assert figures["final_losses"] == [2.5]
+
+
 def test_rates_are_chosen_by_the_short_runs() -> None:
     bench = LossBench(learning_rates=[1e-3, 1e-2])
     arm = Arm("set", 0.1, ())
@@ -116,7 +123,7 @@ def test_rates_are_chosen_by_the_short_runs() -> None:
 
 
 def test_differences_are_paired_by_seed() -> None:
-    bench = LossBench(densities=[0.1], seeds=[1, 2, 3])
+    bench = LossBench(densities=[0.1], seeds=[1, 2, 3], last_evaluations=1)
     finals = {"smet": (3.0, 4.0, 5.0), "set": (3.1, 4.1, 5.1), "static": (3.2, 3.9, 5.0), "dense": (2.0, 3.0, 4.0)}
     figures = {}
     for method, losses in finals.items():
