@@ -1,9 +1,10 @@
 """The composition root: the only file that knows both the configuration and the classes it configures."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from smet_train.data.cache import default_cache_dir
 from smet_train.data.loader import BatchLoader
 from smet_train.data.sources import Source, SourceSpec, open_source
 from smet_train.data.stream import TokenWindows
-from smet_train.data.tokenizer import TextTokenizer, prepare_tokenizer
+from smet_train.data.tokenizer import TextTokenizer, load_tokenizer, prepare_tokenizer
 from smet_train.data.validation import validation_windows
 from smet_train.errors import ConfigError
 from smet_train.models import ModelSpec, build_model, default_projections
@@ -104,10 +105,35 @@ def build_data(config: Config, tokenizer_file: Path | None) -> Data:
     return Data(source, tokenizer, batches, validation)
 
 
+class Vocabulary(Protocol):
+    """What a model needs to know of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eos_id(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _PlannedVocabulary:
+    vocab_size: int
+    eos_id: int = 0
+
+
+def planned_vocabulary(config: Config) -> Vocabulary:
+    """The vocabulary of the tokenizer that ``config`` names, or the size of the one that will be trained."""
+    named = load_tokenizer(config.data.tokenizer.file, config.data.tokenizer.hub_name)
+    return named or _PlannedVocabulary(config.data.tokenizer.vocab_size)
+
+
 def build_sparse_model(
-    config: Config, tokenizer: TextTokenizer, device: torch.device
+    config: Config, tokenizer: Vocabulary, device: torch.device
 ) -> tuple[nn.Module, dict[str, float]]:
-    """The model on its device, in its precision, and the target density of each sparse layer (none if dense)."""
+    """The model on its device, in its precision, and the target density of each sparse layer (none if dense).
+
+    On the meta device its tensors hold no numbers: enough to plan with.
+    """
     spec = ModelSpec(
         family=config.model.family.name,
         hidden_size=config.model.hidden_size,
@@ -120,13 +146,14 @@ def build_sparse_model(
         initializer_range=config.model.initializer_range,
         config_file=config.model.config_file,
     )
-    model = build_model(
-        spec,
-        vocab_size=tokenizer.vocab_size,
-        sequence_tokens=config.data.sequence_tokens,
-        eos_id=tokenizer.eos_id,
-        seed=config.seed,
-    )
+    with torch.device("meta") if device.type == "meta" else nullcontext():
+        model = build_model(
+            spec,
+            vocab_size=tokenizer.vocab_size,
+            sequence_tokens=config.data.sequence_tokens,
+            eos_id=tokenizer.eos_id,
+            seed=config.seed,
+        )
     densities: dict[str, float] = {}
 
     def allocate_and_note(shapes: Shapes, density: float) -> dict[str, float]:

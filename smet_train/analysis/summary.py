@@ -83,7 +83,8 @@ def _facts_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _bytes_table(kinds: list[dict[str, Any]]) -> Table:
+def bytes_table(kinds: list[dict[str, Any]]) -> Table:
+    """Bytes held by kind beside those of the same model dense, and their ratio."""
     table = Table(title="state in memory against the same model dense", title_justify="left")
     table.add_column("kind")
     for column in ("held", "dense", "ratio"):
@@ -105,4 +106,4 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
     """Print losses, spikes, speed, and bytes by kind against dense."""
     console.print(_facts_table(summary))
     if "memory" in summary:
-        console.print(_bytes_table(summary["memory"]["kinds"]))
+        console.print(bytes_table(summary["memory"]["kinds"]))

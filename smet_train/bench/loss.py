@@ -50,8 +50,8 @@ def run_loss(compose: Compose, bench: LossBench, command: str) -> None:
     rates, grid = choose_rates(arms, tuning, bench)
     jobs = {
         f"{arm.name}_seed{seed}": compose([*arm.overrides, f"optimizer.lr={rates[arm.name]}", f"seed={seed}"])
-        for arm in arms
         for seed in bench.seeds
+        for arm in arms
     }
     outcomes = run_jobs(jobs, out / "runs", bench.workers, _say(console))
     figures = {arm.name: arm_figures(arm, outcomes, rates[arm.name], bench) for arm in arms}

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from smet_train.bench.settings import LossBench, LrRuleBench, SpikeBench
-from smet_train.config.compose import compose, compose_bench
+from smet_train.config.compose import compose, compose_own
 from smet_train.config.fields import leaves, spell
 from smet_train.config.schema import Config
 from smet_train.errors import ConfigError, SmetError
@@ -55,7 +55,7 @@ def _run(name: str, overrides: list[str]) -> None:
     if name not in _BENCHMARKS:
         raise ConfigError(f"there is no benchmark {name}; choose one of {', '.join(_BENCHMARKS)}")
     settings, experiment = _BENCHMARKS[name]
-    bench = compose_bench([item for item in overrides if item.startswith("bench.")], settings())
+    bench = compose_own("bench.", [item for item in overrides if item.startswith("bench.")], settings())
     rest = [item for item in overrides if not item.startswith("bench.")]
     if not any(item.startswith("+experiment=") for item in rest):
         rest = [f"+experiment={experiment}", *rest]

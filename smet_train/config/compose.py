@@ -34,7 +34,7 @@ MAIN_CONFIG = "train"
 _VERSION_BASE = "1.3"
 
 RunJob = Callable[[Config, Path], int]
-BenchSettings = TypeVar("BenchSettings")
+OwnSettings = TypeVar("OwnSettings")
 
 
 def compose(overrides: list[str], *, config_name: str = MAIN_CONFIG, config_dir: Path | None = None) -> Config:
@@ -53,22 +53,22 @@ def compose(overrides: list[str], *, config_name: str = MAIN_CONFIG, config_dir:
     return config
 
 
-def compose_bench(overrides: list[str], defaults: BenchSettings) -> BenchSettings:
-    """``defaults`` with the ``bench.KEY=VALUE`` of ``overrides``, each checked against its range.
+def compose_own(prefix: str, overrides: list[str], defaults: OwnSettings) -> OwnSettings:
+    """The settings of a command of its own: ``defaults`` with ``<prefix>KEY=VALUE``, checked against their ranges.
 
     Raises:
         ConfigError: for an unknown key, a wrong type, or a value out of range.
     """
-    known = {leaf.key: leaf for leaf in leaves(defaults, "bench.")}
+    known = {leaf.key: leaf for leaf in leaves(defaults, prefix)}
     for override in overrides:
         if override.partition("=")[0] not in known:
-            raise ConfigError(f"unknown key {override.partition('=')[0]}; this benchmark has {', '.join(known)}")
+            raise ConfigError(f"unknown key {override.partition('=')[0]}; there is {', '.join(known)}")
     with _translated():
-        given = OmegaConf.from_dotlist([override.removeprefix("bench.") for override in overrides])
+        given = OmegaConf.from_dotlist([override.removeprefix(prefix) for override in overrides])
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(defaults), given))
     for leaf in known.values():
-        check_range(leaf, getattr(settings, leaf.key.removeprefix("bench.")))
-    return cast(BenchSettings, settings)
+        check_range(leaf, getattr(settings, leaf.key.removeprefix(prefix)))
+    return cast(OwnSettings, settings)
 
 
 def launch(run: RunJob) -> int:

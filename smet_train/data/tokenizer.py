@@ -92,6 +92,25 @@ class TextTokenizer:
         path.write_text(self.to_json(), encoding="utf-8")
 
 
+def load_tokenizer(file: str | None, hub_name: str | None) -> TextTokenizer | None:
+    """The tokenizer of ``file`` or ``hub_name``; None if neither is given.
+
+    Raises:
+        DataError: if it can't be loaded, or if both are given.
+    """
+    if file is not None and hub_name is not None:
+        raise DataError("data.tokenizer.file and data.tokenizer.hub_name are both given; set one of them to null")
+    if file is not None:
+        loaded = TextTokenizer.from_file(Path(file).expanduser())
+        log.info("tokenizer: %s, %d tokens", file, loaded.vocab_size)
+        return loaded
+    if hub_name is not None:
+        loaded = TextTokenizer.from_file(fetch_tokenizer(hub_name))
+        log.info("tokenizer: %s from the hub, %d tokens", hub_name, loaded.vocab_size)
+        return loaded
+    return None
+
+
 def prepare_tokenizer(
     source: Source,
     *,
@@ -109,15 +128,8 @@ def prepare_tokenizer(
     Raises:
         DataError: if it can't be loaded, if both are given, if ``vocab_size`` is below 257, or if there is no text.
     """
-    if file is not None and hub_name is not None:
-        raise DataError("data.tokenizer.file and data.tokenizer.hub_name are both given; set one of them to null")
-    if file is not None:
-        loaded = TextTokenizer.from_file(Path(file).expanduser())
-        log.info("tokenizer: %s, %d tokens", file, loaded.vocab_size)
-        return loaded
-    if hub_name is not None:
-        loaded = TextTokenizer.from_file(fetch_tokenizer(hub_name))
-        log.info("tokenizer: %s from the hub, %d tokens", hub_name, loaded.vocab_size)
+    loaded = load_tokenizer(file, hub_name)
+    if loaded is not None:
         return loaded
     if vocab_size < MIN_VOCAB_SIZE:
         raise DataError(

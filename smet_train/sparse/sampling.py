@@ -84,6 +84,11 @@ def inactive_sites(index_K: Tensor, ranks_N: Tensor) -> Tensor:
 
 
 def first_index(layout: Layout, key: int, device: torch.device | str = "cpu") -> Tensor:
-    """A uniformly random first topology of exactly ``layout.n_active`` sites, sorted, shape (K,)."""
+    """A uniformly random first topology of exactly ``layout.n_active`` sites, sorted, shape (K,).
+
+    On the meta device, where a model is planned and not trained, no sites are drawn.
+    """
+    if torch.device(device).type == "meta":
+        return torch.empty(layout.n_active, dtype=layout.index_dtype, device=device)
     sites = draw_distinct(layout.n_active, layout.sites, key, device)
     return sites.sort().values.to(layout.index_dtype)

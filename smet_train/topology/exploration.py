@@ -5,7 +5,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from smet_train.sparse.layout import Layout
 from smet_train.sparse.linear import SparseLinear
+
+
+def _bytes(layout: Layout) -> int:
+    return (layout.sites + 7) // 8
+
+
+def exploration_bytes(layers: Mapping[str, SparseLinear]) -> int:
+    """What :class:`Exploration` holds for ``layers``."""
+    return sum(_bytes(layer.layout) for layer in layers.values())
 
 
 class Exploration:
@@ -16,8 +26,7 @@ class Exploration:
         self.bits: dict[str, Tensor] = {}
         self.ever_active = 0
         for name, layer in layers.items():
-            size = (layer.layout.sites + 7) // 8
-            self.bits[name] = torch.zeros(size, dtype=torch.uint8, device=layer.index.device)
+            self.bits[name] = torch.zeros(_bytes(layer.layout), dtype=torch.uint8, device=layer.index.device)
             self.visit(name, layer.index)
 
     @property

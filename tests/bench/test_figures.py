@@ -23,7 +23,7 @@ from smet_train.bench.settings import LossBench, LrRuleBench, SpikeBench
 from smet_train.bench.spike import ARMS, Curves, analyse, check_settings
 from smet_train.bench.statistics import confidence_interval, mean_and_error
 from smet_train.build import build_sparse_model
-from smet_train.config.compose import compose, compose_bench
+from smet_train.config.compose import compose, compose_own
 from smet_train.errors import ConfigError
 
 
@@ -182,12 +182,12 @@ def test_a_plot_is_written(tmp_path: Path) -> None:
 
 
 def test_settings_of_a_benchmark_are_checked() -> None:
-    bench = compose_bench(["bench.seeds=[4,5]", "bench.out=x", "bench.dense=false"], LossBench())
+    bench = compose_own("bench.", ["bench.seeds=[4,5]", "bench.out=x", "bench.dense=false"], LossBench())
     assert (bench.seeds, bench.out, bench.dense, bench.tune_steps) == ([4, 5], "x", False, LossBench().tune_steps)
     for override, message in [
-        ("bench.zeeds=1", "unknown key bench.zeeds; this benchmark has bench.out"),
+        ("bench.zeeds=1", "unknown key bench.zeeds; there is bench.out"),
         ("bench.densities=[2]", r"bench.densities=\[2.0\] is out of range"),
         ("bench.tune_steps=x", "could not be converted|not a whole number"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            compose_bench([override], LossBench())
+            compose_own("bench.", [override], LossBench())

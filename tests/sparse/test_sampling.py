@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smet_train.errors import LayoutError
 from smet_train.sparse import Layout
 from smet_train.sparse.sampling import draw_distinct, first_index, inactive_sites, random_bits, stream_key
 
@@ -85,3 +86,13 @@ def test_a_first_index_is_valid_and_repeatable(rows: int, columns: int, density:
     index = first_index(layout, key)
     layout.validate_index(index)
     assert first_index(layout, key).equal(index)
+
+
+def test_on_the_meta_device_no_sites_are_drawn() -> None:
+    layout = Layout(8, 8, 16)
+    index = first_index(layout, 1, "meta")
+    assert index.is_meta
+    assert (index.shape, index.dtype) == ((16,), layout.index_dtype)
+    layout.validate_index(index)
+    with pytest.raises(LayoutError):
+        layout.validate_index(index[:3])

@@ -1,0 +1,154 @@
+"""What a step of training holds and computes, found by taking one on tensors that have shapes but no numbers.
+
+The step runs the same layers, backends and optimizer as a real one, under torch's fake tensors, so nothing is allocated
+and nothing about their memory is written down twice.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from smet_train.sparse.ledger import LedgerRow, measure
+from smet_train.train.step import token_loss
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Predicted bytes and floating-point operations of one optimizer step.
+
+    Attributes:
+        rows: what is held between steps, and gradients, by kind.
+        activations_bytes: made by a micro-batch's forward pass and alive at its end: what backward needs, and the loss.
+        peak_bytes: largest sum of all tensors alive during the step.
+        flops: multiplications and additions of all matrix products of the step, as the backends compute them.
+    """
+
+    rows: list[LedgerRow]
+    activations_bytes: int
+    peak_bytes: int
+    flops: int
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def dense_state_bytes(self) -> int:
+        return sum(row.dense_bytes for row in self.rows)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the storages that operations make while this mode is on, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._known: set[int] = set()
+
+    def ignore(self, tensors: Any) -> None:
+        """Storages that were there before: operations in place return them."""
+        for tensor in tensors:
+            self._known.add(tensor.untyped_storage()._cdata)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._see(leaf.untyped_storage())
+        return out
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known.add(key)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def materialise(model: nn.Module) -> None:
+    """Replace the tensors of a model on the meta device by zeros on the CPU; a shared parameter stays shared.
+
+    Under fake tensors that allocates nothing, but operations choose the kernels that a CPU would run.
+    """
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                zeros = made.get(id(parameter))
+                if zeros is None:
+                    zeros = nn.Parameter(torch.zeros(parameter.shape, dtype=parameter.dtype), parameter.requires_grad)
+                module._parameters[name] = made[id(parameter)] = zeros
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
+
+
+def take_step(
+    model: nn.Module,
+    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    *,
+    micro_batch_size: int,
+    micro_batches: int,
+    sequence_tokens: int,
+    precision: str,
+    grad_clip: float,
+) -> Footprint:
+    """The footprint of one optimizer step of ``model``, which must be on the meta device and can't be used afterwards.
+
+    From the second micro-batch on a step holds the gradients of those before, so two are run at most.
+    """
+    with FakeTensorMode():
+        materialise(model)
+        optimizer = make_optimizer(model)
+        state = [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, Tensor)]
+        held = [*model.parameters(), *model.buffers(), *state]
+        held_bytes = sum(tensor.numel() * tensor.element_size() for tensor in held)
+        windows = torch.zeros(micro_batch_size, sequence_tokens + 1, dtype=torch.long)
+        live = LiveBytes()
+        live.ignore([*held, windows])
+        flops = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+        activations_bytes = 0
+        with live:
+            for _ in range(min(micro_batches, 2)):
+                before = live.now
+                with flops:
+                    loss = token_loss(model, windows, precision) / micro_batches
+                    activations_bytes = live.now - before
+                    loss.backward()
+                del loss
+            nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
+            optimizer.step()
+        rows = measure(model, optimizer)
+    # The counter starts anew with each micro-batch.
+    return Footprint(rows, activations_bytes, held_bytes + live.peak, flops.get_total_flops() * micro_batches)
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward(grad_out: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(grad_out, query, key, value))
+
+
+# torch's counter knows the fused attention of GPUs alone.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}

@@ -1,0 +1,101 @@
+"""``smet-plan``: what it prints, what it finds, and what it refuses."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from smet_train.cli import plan as command
+from smet_train.config.compose import compose
+from smet_train.errors import ConfigError
+from smet_train.plan import largest_micro_batch, plan_run
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["smet-plan", *arguments])
+    try:
+        command.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_usage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert call(monkeypatch, *arguments) == 0
+    assert capsys.readouterr().out.startswith("usage: smet-plan")
+
+
+def test_a_plan_is_printed_and_nothing_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quick: list[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ["plan.densities=[0.1,0.5]", "plan.memory_gib=1", "sparsity.density=0.25"]
+    assert call(monkeypatch, *quick, *settings) == 0
+    printed = capsys.readouterr().out
+    assert "q_proj" in printed
+    assert re.search(r"values +│ .* 0\.25", printed)
+    assert re.search(r"parameters +[\d,]+ active of [\d,]+", printed)
+    assert re.search(r"│ +0\.1 │", printed)
+    assert re.search(r"│ +0\.5 │", printed)
+    assert "in 1 GiB: train.micro_batch_size=" in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dense_plan_has_nothing_to_compare(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quick: list[str]
+) -> None:
+    assert call(monkeypatch, *quick, "method=dense") == 0
+    printed = capsys.readouterr().out
+    assert "ratio 1.000" in printed
+    assert "sparse layers" not in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan.zensities=[0.1]"], "unknown key plan.zensities; there is plan.densities, plan.memory_gib"),
+        (["plan.densities=[2]"], "plan.densities=[2.0] is out of range"),
+        (["plan.densities=[0.1]", "method=dense"], "choose a sparse method"),
+        (["plan.memory_gib=0.000001"], "one sequence of 32 tokens at a time needs"),
+        (["sparsity.densities=1"], "sparsity.densities"),
+        (["model.layer=2"], "unknown key model.layer"),
+        (["data.tokenizer.file=nowhere.json"], "data.tokenizer.file=nowhere.json doesn't exist"),
+        (["sparsity.include=['*.nothing']"], "matches none of the"),
+    ],
+)
+def test_mistakes_are_told_in_a_message(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    quick: list[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    assert call(monkeypatch, *quick, *arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("smet-plan: ")
+    assert message in told
+    assert "Traceback" not in told
+
+
+def test_the_largest_micro_batch_is_the_largest_that_fits(quick: list[str]) -> None:
+    config = compose([*quick, "train.batch_size=12", "train.micro_batch_size=1"])
+    peaks = {size: plan_run(config, size).footprint.peak_bytes for size in (1, 2, 3, 4, 6, 12)}
+    assert list(peaks.values()) == sorted(peaks.values())
+    for size, peak in peaks.items():
+        assert largest_micro_batch(config, peak) == (size, peak)
+        if size > 1:
+            assert largest_micro_batch(config, peak - 1)[0] < size
+    with pytest.raises(ConfigError, match="at a time needs"):
+        largest_micro_batch(config, peaks[1] - 1)
+
+
+def test_a_named_tokenizer_gives_the_vocabulary(quick: list[str], tmp_path: Path) -> None:
+    from smet_train.build import build_data, planned_vocabulary
+
+    data = build_data(compose(quick), None)
+    data.batches.close()
+    data.tokenizer.save(tmp_path / "tokenizer.json")
+    named = planned_vocabulary(compose([*quick, f"data.tokenizer.file={tmp_path}/tokenizer.json"]))
+    assert (named.vocab_size, named.eos_id) == (data.tokenizer.vocab_size, data.tokenizer.eos_id)
