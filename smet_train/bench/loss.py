@@ -1,7 +1,8 @@
 """Methods, densities and seeds on the same tokens: which reaches the lower validation loss, and by how sure a margin.
 
-Each arm's learning rate is chosen on one grid, by shorter runs with the first seed. Differences between arms are paired
-by seed, since runs of one seed see the same batches in the same order.
+Each arm's learning rate is chosen on one grid, with the first seed: shorter runs find the two best rates, whole runs
+the better of the two, since a short run forgives a rate that is too high. Differences between arms are paired by seed,
+since runs of one seed see the same batches in the same order.
 """
 
 from collections.abc import Callable
@@ -47,19 +48,28 @@ def run_loss(compose: Compose, bench: LossBench, command: str) -> None:
     out = Path(bench.out)
     arms = choose_arms(compose, bench)
     tuning = run_jobs(tuning_jobs(compose, arms, bench), out / "tune", bench.workers, _say(console))
-    rates, grid = choose_rates(arms, tuning, bench)
-    jobs = {
-        f"{arm.name}_seed{seed}": compose([*arm.overrides, f"optimizer.lr={rates[arm.name]}", f"seed={seed}"])
-        for seed in bench.seeds
-        for arm in arms
-    }
-    outcomes = run_jobs(jobs, out / "runs", bench.workers, _say(console))
+    grid = rate_grid(arms, tuning, bench)
+
+    def whole_runs(rates: dict[str, list[float]], seeds: list[int]) -> dict[str, Outcome]:
+        jobs = {
+            run_name(arm, rate, seed): compose([*arm.overrides, f"optimizer.lr={rate}", f"seed={seed}"])
+            for seed in seeds
+            for arm in arms
+            for rate in rates[arm.name]
+        }
+        return run_jobs(jobs, out / "runs", bench.workers, _say(console))
+
+    finalists = {arm.name: best_two(grid[arm.name]) for arm in arms}
+    outcomes = whole_runs(finalists, bench.seeds[:1])
+    final = final_grid(arms, finalists, outcomes, bench)
+    rates = {name: best_two(losses)[0] for name, losses in final.items()}
+    outcomes |= whole_runs({name: [rate] for name, rate in rates.items()}, bench.seeds[1:])
     figures = {arm.name: arm_figures(arm, outcomes, rates[arm.name], bench) for arm in arms}
     comparisons, bars = compare(figures, bench)
-    facts = {"arms": figures, "learning_rate_grid": grid, "comparisons": comparisons}
+    facts = {"arms": figures, "learning_rate_grid": grid, "finalists": final, "comparisons": comparisons}
     path = write_result(out, "loss", bars, facts, command)
     plot(out / "loss.png", figures, bench)
-    print_tables(console, figures, grid, comparisons)
+    print_tables(console, figures, grid, final, comparisons)
     for bar in bars:
         console.print(f"{bar.name}: {bar.value:.2f} against {bar.bar:g}: {'holds' if bar.holds else 'does not hold'}")
     console.print(f"figures {path}, plot {out / 'loss.png'}", soft_wrap=True)
@@ -112,20 +122,38 @@ def tuning_jobs(compose: Compose, arms: list[Arm], bench: LossBench) -> dict[str
     }
 
 
-def choose_rates(
-    arms: list[Arm], tuning: dict[str, Outcome], bench: LossBench
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """The best rate of each arm, and the losses it was chosen by."""
-    grid = {
+def rate_grid(arms: list[Arm], tuning: dict[str, Outcome], bench: LossBench) -> dict[str, dict[str, float]]:
+    """The losses of the short runs, by arm and rate."""
+    return {
         arm.name: {f"{rate:g}": tuning[f"{arm.name}_lr{rate:g}"].final for rate in bench.learning_rates} for arm in arms
     }
-    best = {name: min(losses, key=lambda rate: losses[rate]) for name, losses in grid.items()}
-    return {name: float(rate) for name, rate in best.items()}, grid
+
+
+def best_two(losses: dict[str, float]) -> list[float]:
+    """The two rates of least loss (or the only one), the best first."""
+    return [float(rate) for rate in sorted(losses, key=lambda rate: losses[rate])[:2]]
+
+
+def run_name(arm: Arm, rate: float, seed: int) -> str:
+    return f"{arm.name}_lr{rate:g}_seed{seed}"
+
+
+def final_grid(
+    arms: list[Arm], finalists: dict[str, list[float]], outcomes: dict[str, Outcome], bench: LossBench
+) -> dict[str, dict[str, float]]:
+    """The losses of the first seed's whole runs, by arm and finalist rate."""
+    return {
+        arm.name: {
+            f"{rate:g}": outcomes[run_name(arm, rate, bench.seeds[0])].late(bench.last_evaluations)
+            for rate in finalists[arm.name]
+        }
+        for arm in arms
+    }
 
 
 def arm_figures(arm: Arm, outcomes: dict[str, Outcome], rate: float, bench: LossBench) -> dict[str, Any]:
     """Losses at the end by seed with mean and standard error, and the mean curve."""
-    runs = [outcomes[f"{arm.name}_seed{seed}"] for seed in bench.seeds]
+    runs = [outcomes[run_name(arm, rate, seed)] for seed in bench.seeds]
     losses = [run.late(bench.last_evaluations) for run in runs]
     mean, error = mean_and_error(losses)
     return {
@@ -178,7 +206,11 @@ def plot(path: Path, figures: dict[str, Any], bench: LossBench) -> None:
 
 
 def print_tables(
-    console: Console, figures: dict[str, Any], grid: dict[str, dict[str, float]], comparisons: list[dict[str, Any]]
+    console: Console,
+    figures: dict[str, Any],
+    grid: dict[str, dict[str, float]],
+    final: dict[str, dict[str, float]],
+    comparisons: list[dict[str, Any]],
 ) -> None:
     """The losses, the grid that each learning rate was chosen on, and the differences from smet."""
     table = Table(title="validation loss, mean ± standard error over seeds", title_justify="left")
@@ -190,10 +222,11 @@ def print_tables(
     console.print(table)
     rates = Table(title="learning-rate grid: validation loss of the short runs", title_justify="left")
     rates.add_column("arm")
-    for rate in next(iter(grid.values())):
+    for rate in (*next(iter(grid.values())), "whole runs of the best two"):
         rates.add_column(rate, justify="right")
     for name, losses in grid.items():
-        rates.add_row(name, *(f"{loss:.4f}" for loss in losses.values()))
+        whole = ", ".join(f"{rate}: {loss:.4f}" for rate, loss in final[name].items())
+        rates.add_row(name, *(f"{loss:.4f}" for loss in losses.values()), whole)
     console.print(rates)
     for entry in comparisons:
         console.print(

@@ -10,10 +10,13 @@ from smet_train.bench.jobs import Outcome
 from smet_train.bench.loss import (
     Arm,
     arm_figures,
+    best_two,
     choose_arms,
-    choose_rates,
     compare,
+    final_grid,
     llama_parameters,
+    rate_grid,
+    run_name,
     small_dense_shape,
 )
 from smet_train.bench.lr_rule import best_rate, grid_jobs, job_name, rule_figures
@@ -110,16 +113,23 @@ def outcome(*losses: float) -> Outcome:
 def test_a_run_is_judged_by_its_last_evaluations() -> None:
     run = outcome(9, 4, 3, 2)
     assert (run.final, run.late(1), run.late(2), run.late(3), run.late(9)) == (2, 2, 2.5, 3, 4.5)
-    figures = arm_figures(Arm("set", 0.1, ()), {"set_0.1_seed1": run}, 0.01, LossBench(seeds=[1], last_evaluations=2))
+    figures = arm_figures(
+        Arm("set", 0.1, ()), {"set_0.1_lr0.01_seed1": run}, 0.01, LossBench(seeds=[1], last_evaluations=2)
+    )
     assert figures["final_losses"] == [2.5]
 
 
 def test_rates_are_chosen_by_the_short_runs() -> None:
-    bench = LossBench(learning_rates=[1e-3, 1e-2])
+    bench = LossBench(learning_rates=[1e-3, 1e-2, 1e-1], seeds=[7, 8], last_evaluations=2)
     arm = Arm("set", 0.1, ())
-    rates, grid = choose_rates([arm], {"set_0.1_lr0.001": outcome(4, 3.5), "set_0.1_lr0.01": outcome(4, 3.2)}, bench)
-    assert rates == {"set_0.1": 0.01}
-    assert grid == {"set_0.1": {"0.001": 3.5, "0.01": 3.2}}
+    tuning = {f"set_0.1_lr{rate}": outcome(4, loss) for rate, loss in (("0.001", 3.5), ("0.01", 3.2), ("0.1", 3.3))}
+    grid = rate_grid([arm], tuning, bench)
+    assert grid == {"set_0.1": {"0.001": 3.5, "0.01": 3.2, "0.1": 3.3}}
+    assert best_two(grid["set_0.1"]) == [0.01, 0.1]
+    assert best_two({"0.5": 1.0}) == [0.5]
+    outcomes = {"set_0.1_lr0.01_seed7": outcome(4, 3, 2), "set_0.1_lr0.1_seed7": outcome(4, 3, 1)}
+    final = final_grid([arm], {"set_0.1": [0.01, 0.1]}, outcomes, bench)
+    assert final == {"set_0.1": {"0.01": 2.5, "0.1": 2.0}}
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -128,7 +138,7 @@ def test_differences_are_paired_by_seed() -> None:
     figures = {}
     for method, losses in finals.items():
         arm = Arm(method, 1.0 if method == "dense" else 0.1, ())
-        runs = {f"{arm.name}_seed{seed}": outcome(6, loss) for seed, loss in zip(bench.seeds, losses, strict=True)}
+        runs = {run_name(arm, 0.01, seed): outcome(6, loss) for seed, loss in zip(bench.seeds, losses, strict=True)}
         figures[arm.name] = arm_figures(arm, runs, 0.01, bench)
     assert figures["smet_0.1"]["mean"] == 4.0
     assert figures["smet_0.1"]["curve"] == {0: 6.0, 10: 4.0}
