@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, mm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
 from smet_train.sparse.ledger import LedgerRow, measure
 from smet_train.train.step import token_loss
@@ -122,7 +122,7 @@ def take_step(
         windows = torch.zeros(micro_batch_size, sequence_tokens + 1, dtype=torch.long)
         live = LiveBytes()
         live.ignore([*held, windows])
-        flops = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+        flops = FlopCounterMode(display=False, custom_mapping=_FLOPS)
         activations_bytes = 0
         with live:
             for _ in range(min(micro_batches, 2)):
@@ -147,8 +147,13 @@ def _attention_backward(grad_out: Any, query: Any, key: Any, value: Any, *_: Any
     return int(sdpa_backward_flop_count(grad_out, query, key, value))
 
 
-# torch's counter knows the fused attention of GPUs alone.
-_CPU_ATTENTION = {
+def _addmm_in_place(_: Any, left: Any, right: Any, **__: Any) -> int:
+    return int(mm_flop(left, right))
+
+
+# torch's counter knows the fused attention of GPUs alone, and no product that adds to a tensor in place.
+_FLOPS = {
+    torch.ops.aten.addmm_: _addmm_in_place,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

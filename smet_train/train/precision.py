@@ -20,8 +20,12 @@ def hold_parameters(model: nn.Module, precision: str) -> None:
             layer.topology_changed()
 
 
+def compute_dtype(precision: str) -> torch.dtype | None:
+    """The dtype of products where it is not that of the parameters, else None."""
+    return torch.bfloat16 if precision == "bf16_mixed" else None
+
+
 def compute_context(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """``bf16_mixed``: autocast, so that products run in bf16 while parameters and reductions stay in fp32."""
-    if precision == "bf16_mixed":
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+    dtype = compute_dtype(precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -113,7 +113,9 @@ def test_operations_are_those_of_the_matrix_products(quick_config: QuickConfig) 
 def test_activations_grow_with_the_micro_batch(quick_config: QuickConfig) -> None:
     config = quick_config("train.batch_size=4", "train.micro_batch_size=1")
     small, large = (plan_run(config, size).footprint for size in (1, 4))
-    assert 3.5 < large.activations_bytes / small.activations_bytes < 4.5
+    # the gradient of the output layer is made with the loss, whatever the size
+    head = config.data.tokenizer.vocab_size * config.model.hidden_size * 4
+    assert 3.9 < (large.activations_bytes - head) / (small.activations_bytes - head) < 4.1
     assert large.rows == small.rows
     assert large.flops == small.flops
 
