@@ -1,8 +1,8 @@
 """Methods, densities and seeds on the same tokens: which reaches the lower validation loss, and by how sure a margin.
 
-Each arm's learning rate is chosen on one grid, with the first seed: shorter runs find the two best rates, whole runs
-the better of the two, since a short run forgives a rate that is too high. Differences between arms are paired by seed,
-since runs of one seed see the same batches in the same order.
+Each arm's learning rate is chosen on one grid, with the first seed. Short runs say where to look, but forgive a rate
+that is too high; so whole runs start from their two best rates and walk until the best has lost no neighbour on the
+grid. Differences between arms are paired by seed, since runs of one seed see the same batches in the same order.
 """
 
 from collections.abc import Callable
@@ -59,14 +59,17 @@ def run_loss(compose: Compose, bench: LossBench, command: str) -> None:
         }
         return run_jobs(jobs, out / "runs", bench.workers, _say(console))
 
-    finalists = {arm.name: best_two(grid[arm.name]) for arm in arms}
-    outcomes = whole_runs(finalists, bench.seeds[:1])
-    final = final_grid(arms, finalists, outcomes, bench)
+    wanted = {arm.name: best_two(grid[arm.name]) for arm in arms}
+    outcomes: dict[str, Outcome] = {}
+    while any(wanted.values()):
+        outcomes |= whole_runs(wanted, bench.seeds[:1])
+        final = final_grid(arms, outcomes, bench)
+        wanted = {arm.name: untried_neighbours(final[arm.name], bench.learning_rates) for arm in arms}
     rates = {name: best_two(losses)[0] for name, losses in final.items()}
     outcomes |= whole_runs({name: [rate] for name, rate in rates.items()}, bench.seeds[1:])
     figures = {arm.name: arm_figures(arm, outcomes, rates[arm.name], bench) for arm in arms}
     comparisons, bars = compare(figures, bench)
-    facts = {"arms": figures, "learning_rate_grid": grid, "finalists": final, "comparisons": comparisons}
+    facts = {"arms": figures, "learning_rate_grid": grid, "whole_run_grid": final, "comparisons": comparisons}
     path = write_result(out, "loss", bars, facts, command)
     plot(out / "loss.png", figures, bench)
     print_tables(console, figures, grid, final, comparisons)
@@ -134,18 +137,24 @@ def best_two(losses: dict[str, float]) -> list[float]:
     return [float(rate) for rate in sorted(losses, key=lambda rate: losses[rate])[:2]]
 
 
+def untried_neighbours(losses: dict[str, float], grid: list[float]) -> list[float]:
+    """The rates of ``grid`` next to the best of ``losses`` that have no loss yet."""
+    rates = sorted(grid)
+    at = rates.index(best_two(losses)[0])
+    return [rate for rate in rates[max(0, at - 1) : at + 2] if f"{rate:g}" not in losses]
+
+
 def run_name(arm: Arm, rate: float, seed: int) -> str:
     return f"{arm.name}_lr{rate:g}_seed{seed}"
 
 
-def final_grid(
-    arms: list[Arm], finalists: dict[str, list[float]], outcomes: dict[str, Outcome], bench: LossBench
-) -> dict[str, dict[str, float]]:
-    """The losses of the first seed's whole runs, by arm and finalist rate."""
+def final_grid(arms: list[Arm], outcomes: dict[str, Outcome], bench: LossBench) -> dict[str, dict[str, float]]:
+    """The losses of the first seed's whole runs so far, by arm and rate."""
     return {
         arm.name: {
-            f"{rate:g}": outcomes[run_name(arm, rate, bench.seeds[0])].late(bench.last_evaluations)
-            for rate in finalists[arm.name]
+            f"{rate:g}": outcomes[name].late(bench.last_evaluations)
+            for rate in sorted(bench.learning_rates)
+            if (name := run_name(arm, rate, bench.seeds[0])) in outcomes
         }
         for arm in arms
     }
@@ -222,7 +231,7 @@ def print_tables(
     console.print(table)
     rates = Table(title="learning-rate grid: validation loss of the short runs", title_justify="left")
     rates.add_column("arm")
-    for rate in (*next(iter(grid.values())), "whole runs of the best two"):
+    for rate in (*next(iter(grid.values())), "whole runs"):
         rates.add_column(rate, justify="right")
     for name, losses in grid.items():
         whole = ", ".join(f"{rate}: {loss:.4f}" for rate, loss in final[name].items())

@@ -18,6 +18,7 @@ from smet_train.bench.loss import (
     rate_grid,
     run_name,
     small_dense_shape,
+    untried_neighbours,
 )
 from smet_train.bench.lr_rule import best_rate, grid_jobs, job_name, rule_figures
 from smet_train.bench.plots import plot_lines
@@ -128,8 +129,17 @@ def test_rates_are_chosen_by_the_short_runs() -> None:
     assert best_two(grid["set_0.1"]) == [0.01, 0.1]
     assert best_two({"0.5": 1.0}) == [0.5]
     outcomes = {"set_0.1_lr0.01_seed7": outcome(4, 3, 2), "set_0.1_lr0.1_seed7": outcome(4, 3, 1)}
-    final = final_grid([arm], {"set_0.1": [0.01, 0.1]}, outcomes, bench)
+    final = final_grid([arm], outcomes, bench)
     assert final == {"set_0.1": {"0.01": 2.5, "0.1": 2.0}}
+
+
+def test_whole_runs_walk_until_the_best_has_no_untried_neighbour() -> None:
+    grid = [1e-2, 1e-3, 1.0, 1e-1]
+    assert untried_neighbours({"0.1": 2.0, "0.01": 3.0}, grid) == [1.0]
+    assert untried_neighbours({"0.1": 2.0}, grid) == [1e-2, 1.0]
+    assert untried_neighbours({"0.1": 2.0, "0.01": 3.0, "1": 4.0}, grid) == []
+    assert untried_neighbours({"0.001": 2.0}, grid) == [1e-2]
+    assert untried_neighbours({"0.001": 2.0, "0.01": 3.0}, grid) == []
 
 
 def test_differences_are_paired_by_seed() -> None:
