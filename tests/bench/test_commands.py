@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from smet_train.bench.jobs import run_jobs
+from smet_train.bench.settings import LossBench
 from smet_train.cli.bench import help_text, main
 from smet_train.config.compose import compose
 from smet_train.errors import SmetError
@@ -123,4 +124,4 @@ def test_mistakes(
 def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "--help") == 0
     assert capsys.readouterr().out.strip() == help_text().strip()
-    assert "bench.tune_steps=250" in help_text()
+    assert f"bench.tune_steps={LossBench().tune_steps}" in help_text()
