@@ -5,6 +5,7 @@ that is too high; so whole runs start from their two best rates and walk until t
 grid. Differences between arms are paired by seed, since runs of one seed see the same batches in the same order.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,8 +134,8 @@ def rate_grid(arms: list[Arm], tuning: dict[str, Outcome], bench: LossBench) -> 
 
 
 def best_two(losses: dict[str, float]) -> list[float]:
-    """The two rates of least loss (or the only one), the best first."""
-    return [float(rate) for rate in sorted(losses, key=lambda rate: losses[rate])[:2]]
+    """The two rates of least loss (or the only one), the best first; a loss that is no number is the worst."""
+    return [float(rate) for rate in sorted(losses, key=lambda rate: (math.isnan(losses[rate]), losses[rate]))[:2]]
 
 
 def untried_neighbours(losses: dict[str, float], grid: list[float]) -> list[float]:

@@ -49,17 +49,25 @@ def measured_on() -> dict[str, Any]:
     }
 
 
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: a ratio to nothing, or the error of one sample, has no value."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_result(folder: Path, name: str, bars: list[Bar], figures: dict[str, Any], command: str) -> Path:
     """Write ``folder/result.json`` and return its path."""
     result = {
         "benchmark": name,
         **measured_on(),
         "command": command,
-        # JSON has no infinity: a ratio to nothing has no value.
-        "bars": [asdict(bar) | {"value": bar.value if math.isfinite(bar.value) else None} for bar in bars],
+        "bars": [asdict(bar) for bar in bars],
         **figures,
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "result.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(_finite(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path

@@ -101,7 +101,7 @@ def run_spike(config: Config, bench: SpikeBench, command: str) -> None:
 
 
 def check_settings(config: Config, bench: SpikeBench) -> None:
-    """Raises ConfigError if updates overlap or are never due, or if the arms would not differ."""
+    """Raises ConfigError if updates overlap or are never due, or if the arms would not differ by them alone."""
     if bench.warm_steps % config.topology.interval:
         raise ConfigError(
             f"bench.warm_steps={bench.warm_steps} is no multiple of topology.interval={config.topology.interval}, "
@@ -119,6 +119,19 @@ def check_settings(config: Config, bench: SpikeBench) -> None:
         )
     if not (config.sparsity.enabled and config.topology.enabled and config.optimizer.local_step):
         raise ConfigError(f"method={config.method} can't be compared with itself; leave method=smet")
+    if config.topology.grow.name != "random" or config.topology.drop.name == "magnitude_and_gradient":
+        raise ConfigError(
+            "smet-bench spike makes updates without a gradient to look at; write topology.grow=random and another "
+            "topology.drop than magnitude_and_gradient"
+        )
+    if config.topology.stop_at < 1:
+        raise ConfigError(
+            f"topology.stop_at={config.topology.stop_at:g} would leave the later updates out; write topology.stop_at=1"
+        )
+    if config.model.dropout > 0:
+        raise ConfigError(
+            f"model.dropout={config.model.dropout:g} would make the arms differ by chance; write model.dropout=0"
+        )
 
 
 def _plot(path: Path, figures: dict[str, Any]) -> None:

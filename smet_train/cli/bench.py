@@ -25,7 +25,8 @@ usage: smet-bench NAME [bench.KEY=VALUE ...] [the overrides of smet-train ...]
   smet-bench lr_rule                           which learning-rate rule moves the best base rate least over densities
 
 A benchmark prints its table and writes FOLDER/result.json, the folder being bench.out. Its exit status does not depend
-on whether its bars hold. Typed again, it keeps the runs that are finished. Without +experiment=NAME it trains its own.
+on whether its bars hold. Typed again, loss and lr_rule keep the runs that are finished. Without +experiment=NAME a
+benchmark trains its own.
 """
 
 
@@ -64,6 +65,8 @@ def _run(name: str, overrides: list[str]) -> None:
         return compose([*rest, *more])
 
     config = configure([])
+    if getattr(bench, "seeds", None) == []:
+        raise ConfigError("bench.seeds=[] leaves nothing to train; write for instance bench.seeds=[1,2,3]")
     command = f"smet-bench {name} {shlex.join(overrides)}".strip()
     # Only now what imports torch: after all mistakes have been told.
     if name == "spike":

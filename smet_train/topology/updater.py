@@ -87,6 +87,9 @@ class TopologyUpdater:
         fraction = self.schedule.fraction(step)
         counts = {name: self._count(name, layer, fraction) for name, layer in self.layers.items()}
         probed = self._probe(counts, backward)
+        if probed is not None and self.rules.grow == "gradient":
+            # a layer that the loss did not reach has no candidates, and keeps what it has
+            counts = {name: min(count, probed.sites[name].numel()) for name, count in counts.items()}
         young = kept_young = 0
         for name, layer in self.layers.items():
             move = self._move(name, layer, counts[name], step, probed)

@@ -121,6 +121,23 @@ def test_mistakes(
     assert len(told.splitlines()) <= 3
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("loss", ["bench.seeds=[]"], "bench.seeds=[] leaves nothing to train"),
+        ("spike", ["topology.grow=gradient"], "write topology.grow=random"),
+        ("spike", ["topology.drop=magnitude_and_gradient"], "another topology.drop"),
+        ("spike", ["topology.stop_at=0.5"], "write topology.stop_at=1"),
+        ("spike", ["model.dropout=0.1"], "write model.dropout=0"),
+    ],
+)
+def test_settings_that_a_benchmark_cannot_use_are_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, overrides: list[str], message: str
+) -> None:
+    assert call(monkeypatch, name, *overrides) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "--help") == 0
     assert capsys.readouterr().out.strip() == help_text().strip()

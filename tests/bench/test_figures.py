@@ -1,6 +1,7 @@
 """Statistics and figures of the benchmarks, from written-down losses."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,7 @@ def test_rates_are_chosen_by_the_short_runs() -> None:
     assert grid == {"set_0.1": {"0.001": 3.5, "0.01": 3.2, "0.1": 3.3}}
     assert best_two(grid["set_0.1"]) == [0.01, 0.1]
     assert best_two({"0.5": 1.0}) == [0.5]
+    assert best_two({"1": 3.0, "2": math.nan, "3": 2.9, "4": math.inf}) == [3, 1]
     outcomes = {"set_0.1_lr0.01_seed7": outcome(4, 3, 2), "set_0.1_lr0.1_seed7": outcome(4, 3, 1)}
     final = final_grid([arm], outcomes, bench)
     assert final == {"set_0.1": {"0.01": 2.5, "0.1": 2.0}}

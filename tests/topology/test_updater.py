@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from smet_train.optim import SmetAdamW
+from smet_train.optim import SmetAdamW, parameter_groups
 from smet_train.sparse import SparseLinear, sparsify
-from smet_train.topology import TopologySchedule, TopologyUpdater
+from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
 
 
 def build(
@@ -101,3 +101,20 @@ def test_a_full_layer_has_nothing_to_move() -> None:
     before = {name: layer.index.clone() for name, layer in layers.items()}
     assert updater.step(2)["dropped"] == 0
     assert all(layer.index.equal(before[name]) for name, layer in layers.items())
+
+
+def test_a_layer_that_the_loss_does_not_reach_keeps_its_topology() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(6, 6, bias=False), "idle": nn.Linear(6, 6, bias=False)})
+    layers = sparsify(model, ["*"], density=0.5, seed=1)
+    groups = parameter_groups(
+        model, dict.fromkeys(layers, 0.5), lr_density_rule="none", weight_decay=0.0, topology_moves=True
+    )
+    schedule = TopologySchedule(
+        interval=1, drop_fraction=0.4, final_drop_fraction=0.4, shape="constant", stop_at=1.0, total_steps=9
+    )
+    updater = TopologyUpdater(layers, SmetAdamW(groups, lr=1e-3), schedule, 1, rules=MoveRules(grow="gradient"))
+    before = {name: layer.index.clone() for name, layer in layers.items()}
+    moved = updater.step(1, [lambda: layers["used"](torch.randn(4, 6)).square().sum().backward()])
+    assert moved["dropped"] == moved["grown"] == 7  # floor(0.4 * 18) of the one layer
+    assert torch.equal(layers["idle"].index, before["idle"])
+    assert not torch.equal(layers["used"].index, before["used"])
