@@ -40,10 +40,6 @@ class Footprint:
     def state_bytes(self) -> int:
         return sum(row.bytes for row in self.rows)
 
-    @property
-    def dense_state_bytes(self) -> int:
-        return sum(row.dense_bytes for row in self.rows)
-
 
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the storages that operations make while this mode is on, as long as they live."""
