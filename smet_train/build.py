@@ -13,6 +13,7 @@ from smet_train import __version__
 from smet_train.config.densities import parse_densities
 from smet_train.config.plain import to_dict
 from smet_train.config.schema import Config
+from smet_train.config.unread import without_effect
 from smet_train.data.cache import default_cache_dir
 from smet_train.data.loader import BatchLoader
 from smet_train.data.sources import Source, SourceSpec, open_source
@@ -24,6 +25,7 @@ from smet_train.models import ModelSpec, build_model, default_projections
 from smet_train.optim import LrSchedule, SmetAdamW, parameter_groups
 from smet_train.sparse import SparseLinear, sparsify
 from smet_train.sparse.allocation import Shapes, allocate
+from smet_train.sparse.convert import named_layout
 from smet_train.sparse.ledger import count_parameters
 from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
 from smet_train.tracking.jsonl import JsonlSink
@@ -159,7 +161,11 @@ def build_sparse_model(
     def allocate_and_note(shapes: Shapes, density: float) -> dict[str, float]:
         by_pattern = parse_densities(config.sparsity.densities)
         densities.update(allocate(shapes, density, config.sparsity.allocation.name, by_pattern))
-        return dict.fromkeys(densities, 1.0) if config.topology.grow.name == "nothing" else densities
+        if config.topology.grow.name != "nothing":
+            return densities
+        for name, shape in shapes.items():  # what pruning ends at must exist, before hours are spent on getting there
+            named_layout(name, shape, densities[name])
+        return dict.fromkeys(densities, 1.0)
 
     if config.sparsity.enabled:
         sparsify(
@@ -202,7 +208,24 @@ def build_topology(
     config: Config, layers: dict[str, SparseLinear], densities: dict[str, float], optimizer: SmetAdamW
 ) -> TopologyUpdater:
     """The updater of the sparse layers; it never moves them if there are none or ``topology.enabled=false``."""
-    schedule = TopologySchedule(
+    return TopologyUpdater(
+        layers,
+        optimizer,
+        build_topology_schedule(config) if layers else None,
+        config.seed,
+        rules=build_rules(config),
+        targets=densities,
+        explore=config.tracking.exploration,
+        probe_micro_batches=probe_micro_batches(config),
+        check_invariants=config.debug.check_invariants,
+    )
+
+
+def build_topology_schedule(config: Config) -> TopologySchedule | None:
+    """When and how much the topology moves; None if ``topology.enabled=false``."""
+    if not config.topology.enabled:
+        return None
+    return TopologySchedule(
         interval=config.topology.interval,
         drop_fraction=config.topology.drop_fraction,
         final_drop_fraction=config.topology.final_drop_fraction,
@@ -210,23 +233,22 @@ def build_topology(
         stop_at=config.topology.stop_at,
         total_steps=config.train.steps,
     )
-    moves = config.topology.enabled and bool(layers)
-    return TopologyUpdater(
-        layers,
-        optimizer,
-        schedule if moves else None,
-        config.seed,
-        rules=MoveRules(
-            drop=config.topology.drop.name,
-            grow=config.topology.grow.name,
-            drop_temperature=config.topology.drop_temperature,
-            drop_gradient_weight=config.topology.drop_gradient_weight,
-            keep_moments=config.optimizer.regrow_moments.name == "keep",
-        ),
-        targets=densities,
-        explore=config.tracking.exploration,
-        check_invariants=config.debug.check_invariants,
+
+
+def build_rules(config: Config) -> MoveRules:
+    """What is dropped and grown, and how grown values start."""
+    return MoveRules(
+        drop=config.topology.drop.name,
+        grow=config.topology.grow.name,
+        drop_temperature=config.topology.drop_temperature,
+        drop_gradient_weight=config.topology.drop_gradient_weight,
+        keep_moments=config.optimizer.regrow_moments.name == "keep",
     )
+
+
+def probe_micro_batches(config: Config) -> int:
+    """Micro-batches that an update which looks at gradients averages over."""
+    return config.topology.probe_steps * (config.train.batch_size // config.train.micro_batch_size)
 
 
 def build_spikes(config: Config, model: nn.Module, probe: Tensor) -> SpikeWatch:
@@ -304,6 +326,23 @@ def build_run(config: Config, run_folder: Path, data: Data, stop: StopRequest) -
         throughput=Throughput(),
         stop=stop,
     )
+
+
+def remarks(config: Config) -> list[str]:
+    """What to know of these settings before the run: what costs more than it seems, and what does nothing."""
+    lines = [f"no effect   {', '.join(settings)}: {reason}" for reason, settings in without_effect(config).items()]
+    schedule = build_topology_schedule(config) if config.sparsity.enabled else None
+    if schedule is not None and schedule.updates == 0:
+        lines.append(
+            f"topology    never moves: the first update would be after step {config.topology.interval:,}, and there is "
+            f"none from step {config.topology.stop_at * config.train.steps:g} on"
+        )
+    if schedule is not None and build_rules(config).prunes:
+        lines.append(
+            f"method={config.method} starts dense, with an index on top: it needs more memory than dense training "
+            f"until the density has fallen towards {config.sparsity.density:g}"
+        )
+    return lines
 
 
 def run_header(config: Config, run: Run) -> dict[str, Any]:

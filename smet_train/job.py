@@ -9,7 +9,7 @@ from rich.console import Console
 
 from smet_train.analysis.layers import print_layers
 from smet_train.analysis.summary import print_summary, run_summary
-from smet_train.build import build_data, build_device, build_run, run_header
+from smet_train.build import build_data, build_device, build_run, remarks, run_header
 from smet_train.config.identity import config_differences
 from smet_train.config.plain import save_config, to_dict
 from smet_train.config.schema import Config
@@ -153,14 +153,8 @@ def announce(console: Console, config: Config, run: Run, source: str) -> None:
     layers = sparse_layers(run.model)
     if layers:
         print_layers(console, layers)
-    elif config.method == "dense":
-        console.print("method=dense: every layer is dense; sparsity.* and topology.* have no effect")
-    if run.topology.rules.prunes and layers:
-        console.print(
-            f"method={config.method} starts dense, with an index on top: it needs more memory than dense training "
-            f"until the density has fallen towards {config.sparsity.density:g}",
-            soft_wrap=True,
-        )
+    for line in remarks(config):
+        console.print(line, soft_wrap=True)
     active, dense = count_parameters(run.model)
     settings = run.settings
     tokens = settings.total_steps * settings.tokens_per_step

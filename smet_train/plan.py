@@ -10,13 +10,21 @@ from rich.table import Table
 from smet_train.analysis.footprint import Footprint, take_step
 from smet_train.analysis.layers import print_layers
 from smet_train.analysis.summary import bytes_table, format_bytes
-from smet_train.build import build_optimizer, build_sparse_model, planned_vocabulary
+from smet_train.build import (
+    build_optimizer,
+    build_rules,
+    build_sparse_model,
+    build_topology_schedule,
+    planned_vocabulary,
+    probe_micro_batches,
+    remarks,
+)
 from smet_train.config.fields import setting
 from smet_train.config.schema import Config
 from smet_train.errors import ConfigError
-from smet_train.sparse.ledger import LedgerRow, count_parameters, sparse_layers
+from smet_train.sparse.ledger import count_parameters, sparse_layers
 from smet_train.sparse.linear import SparseLinear
-from smet_train.topology.exploration import exploration_bytes
+from smet_train.topology.updater import topology_ledger
 
 Compose = Callable[[list[str]], Config]
 
@@ -58,11 +66,24 @@ def plan_run(config: Config, micro_batch_size: int | None = None) -> Plan:
         precision=config.train.precision.name,
         grad_clip=config.optimizer.grad_clip,
     )
-    if layers and config.topology.enabled and config.tracking.exploration and config.topology.grow.name != "nothing":
-        held = exploration_bytes(layers)
-        rows = [*footprint.rows, LedgerRow("exploration", held, 0)]
-        footprint = replace(footprint, rows=rows, peak_bytes=footprint.peak_bytes + held)
+    if layers:
+        footprint = with_topology(footprint, config, layers)
     return Plan(layers, active, dense, footprint)
+
+
+def with_topology(footprint: Footprint, config: Config, layers: dict[str, SparseLinear]) -> Footprint:
+    """Add what the topology holds. During an update the values have no gradients, so a probe takes their room first."""
+    rows = topology_ledger(
+        layers,
+        build_topology_schedule(config),
+        build_rules(config),
+        explore=config.tracking.exploration,
+        probe_micro_batches=probe_micro_batches(config),
+    )
+    held = {row.kind: row.bytes for row in rows}
+    gradients = next(row.bytes for row in footprint.rows if row.kind == "gradients")
+    more = held.get("exploration", 0) + max(0, held.get("gradient probe", 0) - gradients)
+    return replace(footprint, rows=[*footprint.rows, *rows], peak_bytes=footprint.peak_bytes + more)
 
 
 def largest_micro_batch(config: Config, memory_bytes: float) -> tuple[int, int]:
@@ -102,6 +123,8 @@ def print_plan(console: Console, compose: Compose, settings: PlanSettings) -> No
     if plan.layers:
         print_layers(console, plan.layers)
     console.print(bytes_table([row.as_dict() for row in plan.footprint.rows]))
+    for line in remarks(config):
+        console.print(line, soft_wrap=True)
     dense = plan_run(compose(["method=dense"])) if plan.layers else plan
     for line in plan_lines(config, plan, dense):
         console.print(line, soft_wrap=True)

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 
+import pytest
+import torch
 from torch import nn
 
-from smet_train.build import build_optimizer
+from smet_train.build import build_optimizer, build_sparse_model, planned_vocabulary, remarks
 from smet_train.config.schema import Config
+from smet_train.errors import LayoutError
 
 
 def test_embeddings_train_at_a_rate_of_their_own(quick_config: Callable[..., Config]) -> None:
@@ -17,3 +20,22 @@ def test_embeddings_train_at_a_rate_of_their_own(quick_config: Callable[..., Con
 
     assert scales() == {"embedding": 1.0, "dense": 1.0, "no_decay": 1.0}
     assert scales("optimizer.embedding_lr=5e-4") == {"embedding": 0.25, "dense": 1.0, "no_decay": 1.0}
+
+
+def test_what_a_run_should_know_before_it_starts(quick_config: Callable[..., Config]) -> None:
+    assert remarks(quick_config("method=smet", "topology.interval=2")) == []
+    assert remarks(quick_config("method=dense", "topology.interval=2", "sparsity.density=0.3")) == [
+        "no effect   sparsity.density=0.3, topology.interval=2: every layer is dense"
+    ]
+    [never] = remarks(quick_config("method=smet", "topology.interval=6", "train.steps=6"))
+    assert never.startswith("topology    never moves: the first update would be after step 6")
+    [pruned] = remarks(quick_config("method=gmp", "topology.interval=2", "sparsity.density=0.3"))
+    assert "needs more memory than dense training until the density has fallen towards 0.3" in pruned
+
+
+def test_a_layer_that_would_be_pruned_away_is_named_before_the_run(quick_config: Callable[..., Config]) -> None:
+    config = quick_config("method=gmp", "topology.interval=2", "sparsity.density=1e-5")
+    with pytest.raises(
+        LayoutError, match=r"layer model\.layers\.0\.self_attn\.q_proj at density 1e-05: a sparse layer"
+    ):
+        build_sparse_model(config, planned_vocabulary(config), torch.device("meta"))

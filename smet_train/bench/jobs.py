@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from smet_train.analysis.summary import run_summary
 from smet_train.config.schema import Config
 from smet_train.errors import SmetError
 from smet_train.job import run_training
@@ -66,5 +65,6 @@ def _train(config: Config, folder: Path) -> None:
 def read_outcome(folder: Path) -> Outcome:
     """What a finished run has written down."""
     events: list[dict[str, Any]] = read_events(folder / "metrics.jsonl")
+    end = next(event for event in reversed(events) if event["event"] == "end")
     losses = {int(event["step"]): float(event["loss"]) for event in events if event["event"] == "eval"}
-    return Outcome(losses, int(run_summary(folder)["tokens"]), int(events[0]["parameters_active"]))
+    return Outcome(losses, int(end["tokens"]), int(end["parameters_active"]))

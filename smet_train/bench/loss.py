@@ -20,6 +20,7 @@ from smet_train.bench.result import Bar, write_result
 from smet_train.bench.settings import LossBench
 from smet_train.bench.statistics import mean_and_error
 from smet_train.config.schema import Config
+from smet_train.errors import ConfigError
 from smet_train.tracking.console import open_console
 
 Compose = Callable[[list[str]], Config]
@@ -107,7 +108,17 @@ def llama_parameters(config: Config, width: int, inner: int, density: float) -> 
 
 def small_dense_shape(config: Config) -> tuple[int, int]:
     """(hidden_size, intermediate_size) of the dense LLaMA, alike in depth and proportions, whose parameters are nearest
-    to the active ones of ``config``."""
+    to the active ones of ``config``.
+
+    Raises:
+        ConfigError: if ``config`` is of another family, or not all projections have the same density.
+    """
+    sparsity = config.sparsity
+    if config.model.family.name != "llama" or sparsity.include or sparsity.exclude or sparsity.densities:
+        raise ConfigError(
+            "bench.small_dense=true compares a LLaMA of one density with a smaller dense one, not model.family="
+            f"{config.model.family.name} with sparsity.include, exclude or densities; write bench.small_dense=false"
+        )
     target = llama_parameters(config, config.model.hidden_size, config.model.intermediate_size, config.sparsity.density)
     ratio = config.model.intermediate_size / config.model.hidden_size
     step = 2 * config.model.heads  # heads of even size
@@ -170,6 +181,7 @@ def arm_figures(arm: Arm, outcomes: dict[str, Outcome], rate: float, bench: Loss
         "method": arm.method,
         "density": arm.density,
         "learning_rate": rate,
+        "rate_at_grid_edge": rate in (min(bench.learning_rates), max(bench.learning_rates)),
         "tokens": runs[0].tokens,
         "parameters_active": runs[0].parameters_active,
         "final_losses": losses,
@@ -228,7 +240,8 @@ def print_tables(
         table.add_column(column, justify="left" if column == "arm" else "right")
     for name, facts in figures.items():
         loss = f"{facts['mean']:.4f} ± {facts['standard_error']:.4f}"
-        table.add_row(name, f"{facts['parameters_active']:,}", f"{facts['learning_rate']:g}", loss)
+        rate = f"{facts['learning_rate']:g}{' (edge of the grid)' if facts['rate_at_grid_edge'] else ''}"
+        table.add_row(name, f"{facts['parameters_active']:,}", rate, loss)
     console.print(table)
     rates = Table(title="learning-rate grid: validation loss of the short runs", title_justify="left")
     rates.add_column("arm")

@@ -166,9 +166,13 @@ class TopologyConfig:
 
     enabled: bool = setting("move the topology; false = it stays as first drawn", True)
     interval: int = setting("steps between topology updates", 100, at_least=1)
-    drop_fraction: float = setting("fraction of active values that the first update drops", 0.2, above=0, below=1)
-    final_drop_fraction: float = setting("that fraction at the end of the run", 0.005, at_least=0, below=1)
-    drop_schedule: DropSchedule = setting("how the fraction falls over the run", DropSchedule.cosine)
+    drop_fraction: float = setting("largest fraction of active values that an update drops", 0.2, above=0, below=1)
+    final_drop_fraction: float = setting(
+        "that fraction when the topology comes to rest (constant: not read)", 0.005, at_least=0, below=1
+    )
+    drop_schedule: DropSchedule = setting(
+        "how the fraction falls until stop_at (wsd: rises, stays, falls)", DropSchedule.cosine
+    )
     drop: Drop = setting("what goes: least |value|, sampled by |value|, least |value| + |gradient|", Drop.magnitude)
     drop_temperature: float = setting("of sampling; towards 0 it is magnitude (soft_magnitude)", 0.25, above=0)
     drop_gradient_weight: float = setting("of |gradient| beside |value| (magnitude_and_gradient)", 1.0, at_least=0)

@@ -100,18 +100,13 @@ def _check_topology(config: Config) -> None:
     for name, read, where in (
         ("drop_temperature", topology.drop is Drop.soft_magnitude, "topology.drop=soft_magnitude"),
         ("drop_gradient_weight", topology.drop is Drop.magnitude_and_gradient, "topology.drop=magnitude_and_gradient"),
-        ("probe_steps", needs_gradient, "topology.grow=gradient"),
+        ("probe_steps", needs_gradient, "topology.grow=gradient or topology.drop=magnitude_and_gradient"),
     ):
         value = getattr(topology, name)
         if not read and value != getattr(Config().topology, name):
             raise ConfigError(f"topology.{name}={value} is read with {where} alone; write that too, or leave it out")
     if topology.grow is Grow.nothing:
-        for name in ("drop_fraction", "final_drop_fraction", "drop_schedule"):
-            if getattr(topology, name) != getattr(Config().topology, name):
-                raise ConfigError(
-                    f"topology.{name}={spell(getattr(topology, name))} is not read with topology.grow=nothing, where "
-                    "the density falls along a cubic; leave it out"
-                )
+        _check_pruning(config)
         if topology.drop is Drop.magnitude_and_gradient:
             raise ConfigError(
                 "topology.drop=magnitude_and_gradient does not go with topology.grow=nothing; write "
@@ -121,6 +116,22 @@ def _check_topology(config: Config) -> None:
         raise ConfigError(
             "optimizer.regrow_moments=keep makes no sense with optimizer.local_step=true, whose bias correction takes "
             "moments to start from zero; write optimizer.local_step=false"
+        )
+
+
+def _check_pruning(config: Config) -> None:
+    """A run that prunes must reach its density; one that never does would be a dense run under another name."""
+    topology, steps = config.topology, config.train.steps
+    if config.sparsity.enabled and not topology.enabled:
+        raise ConfigError(
+            "topology.enabled=false with topology.grow=nothing never prunes, so that every layer would stay dense; "
+            "write topology.enabled=true, or method=dense"
+        )
+    if topology.enabled and topology.interval >= topology.stop_at * steps:
+        raise ConfigError(
+            f"topology.interval={topology.interval} leaves no update before step {topology.stop_at * steps:g} "
+            "(topology.stop_at x train.steps), so that every layer would stay dense; write for instance "
+            f"topology.interval={max(1, int(topology.stop_at * steps) // 10)}"
         )
 
 

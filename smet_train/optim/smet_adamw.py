@@ -12,9 +12,10 @@ w is 1: both together are plain AdamW, the naive regrowth that makes the loss sp
 
 All weights grown in one topology update share their age, so an age is one byte: the number of topology updates since
 the weight was grown, from which a table of at most 256 entries gives its local step. Older weights than 255 updates
-keep age 255 and the local step of the update 255 ago, when b2^t no longer matters.
+keep age 255 and count as fully grown: no correction, no warm-up (b2^t is below 1e-11 by then at an interval of 100).
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -145,7 +146,7 @@ class SmetAdamW(torch.optim.Optimizer):
         state = self.state[parameter]
         if "age" in state:
             state["age"].add_(state["age"] < MAX_AGE)
-            state["moved_steps"] = [step, *state["moved_steps"]][: MAX_AGE + 1]
+            state["moved_steps"] = [step, *state["moved_steps"]][:MAX_AGE]
 
     def state_for_checkpoint(self, names: Mapping[Tensor, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, plain values), keyed ``<parameter name>.<state>`` and ``<parameter name>``; nothing is cast.
@@ -191,22 +192,23 @@ class SmetAdamW(torch.optim.Optimizer):
             state.update(plain[names[parameter]])
 
 
-def _warmup(t: int, first: bool, group: Mapping[str, Any]) -> float:
+def _warmup(t: float, first: bool, group: Mapping[str, Any]) -> float:
     warmup_steps = group["regrow_warmup_steps"]
     return 1.0 if first or warmup_steps == 0 else min(1.0, t / warmup_steps)
 
 
-def age_factors(t: int, first: bool, group: Mapping[str, Any]) -> tuple[float, float]:
+def age_factors(t: float, first: bool, group: Mapping[str, Any]) -> tuple[float, float]:
     """w / (1 - b1^t) and (1 - b2^t)^-1/2 of a weight at local step ``t``; ``first``: it is of the first topology."""
     beta1, beta2 = group["betas"]
     return _warmup(t, first, group) / (1 - beta1**t), (1 - beta2**t) ** -0.5
 
 
-def local_steps(step: int, moved_steps: list[int]) -> list[tuple[int, bool]]:
+def local_steps(step: int, moved_steps: list[int]) -> list[tuple[float, bool]]:
     """For every age from 0 on: the local step at optimizer step ``step`` and whether it is the first topology's age.
 
     ``moved_steps`` are the steps after which the topology moved, newest first. A weight of age a was grown after
-    ``moved_steps[a]``; an age of ``len(moved_steps)`` is one that no update has grown.
+    ``moved_steps[a]``; an age of ``len(moved_steps)`` is one that no update has grown. Where ages end, they are
+    infinite.
     """
-    table = [(step - moved, False) for moved in moved_steps]
-    return table if len(table) > MAX_AGE else [*table, (step, True)]
+    table: list[tuple[float, bool]] = [(step - moved, False) for moved in moved_steps[:MAX_AGE]]
+    return [*table, (step if len(moved_steps) < MAX_AGE else math.inf, True)]

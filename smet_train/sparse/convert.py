@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from smet_train.errors import ConfigError
+from smet_train.errors import ConfigError, LayoutError
 from smet_train.sparse.allocation import Shapes, uniform
 from smet_train.sparse.layout import Layout
 from smet_train.sparse.linear import SparseLinear
@@ -76,13 +76,24 @@ def choose_layers(model: nn.Module, include: Iterable[str], exclude: Iterable[st
     return [name for name in names if name in chosen]
 
 
+def named_layout(name: str, shape: tuple[int, int], density: float) -> Layout:
+    """The layout of layer ``name`` of shape (O, I).
+
+    Raises:
+        LayoutError: naming the layer, if its density leaves it no active value.
+    """
+    try:
+        return Layout.from_density(*shape, density)
+    except LayoutError as error:
+        raise LayoutError(f"layer {name} at density {density:g}: {error}") from error
+
+
 @torch.no_grad()
 def sparse_from_dense(
-    dense: nn.Module, density: float, key: int, *, backend: str = "densify", value_scale: float = 1.0
+    dense: nn.Module, layout: Layout, key: int, *, backend: str = "densify", value_scale: float = 1.0
 ) -> SparseLinear:
     """A :class:`SparseLinear` with random first sites, holding ``dense``'s weights at them times ``value_scale``."""
     weight_OI = _weight_OI(dense)
-    layout = Layout.from_density(weight_OI.shape[0], weight_OI.shape[1], density)
     index_K = first_index(layout, key, weight_OI.device)
     values_K = weight_OI.reshape(-1)[index_K.long()] * value_scale
     bias = dense.bias.detach().clone() if isinstance(dense.bias, Tensor) else None
@@ -125,7 +136,7 @@ def sparsify(
         parent_name, _, child_name = name.rpartition(".")
         layers[name] = sparse_from_dense(
             model.get_submodule(name),
-            layer_density,
+            named_layout(name, shapes[name], layer_density),
             stream_key(seed, name, 0, "first sites"),
             backend=backend,
             value_scale=layer_density**-0.5 if init == "active" else 1.0,

@@ -42,6 +42,3 @@ class Exploration:
         # Bits of different sites in one byte differ and were clear, so adding them sets them.
         bits.index_add_(0, unseen >> 3, torch.ones_like(unseen, dtype=torch.uint8) << (unseen & 7).to(torch.uint8))
         self.ever_active += unseen.numel()
-
-    def nbytes(self) -> int:
-        return sum(bits.numel() for bits in self.bits.values())

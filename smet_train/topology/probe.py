@@ -4,95 +4,113 @@ Growth by gradient (RigL, arXiv 1911.11134, section 3) needs the largest |dL/dW|
 layer's gradient is made here a few rows at a time, from its input and the gradient of its output, and only the best
 sites so far are kept, so what is dense is one chunk of one layer.
 
-Over several micro-batches the score is the absolute mean of their gradients, not of their scores. The first pass
-collects a pool: the best sites of any micro-batch, ``POOL`` times as many as will grow. The second pass adds
-up the gradients at the pool's sites. With one micro-batch, or a pool that holds all inactive sites, that is exact; else
-a site that is among the best of no single micro-batch is not found.
+Over several micro-batches the score is the absolute mean of their gradients, not a mean of scores: where their noise is
+larger than their mean, the best sites of single micro-batches are not the best of all. Sums are therefore kept of as
+many sites as values are active, which is the room that gradients take in an ordinary step and that is free during an
+update, and the micro-batches are run again for the next sites: about 1/density times. The choice is exact.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from smet_train.sparse.linear import SparseLinear
+from smet_train.topology.select import keep_highest
 
-POOL = 4  # candidates for each value to grow, where several micro-batches are averaged
 _CHUNK_SITES = 1 << 22  # 16 MiB in fp32
 
-
-@dataclass
-class _Pool:
-    """Candidate sites of one layer, ascending, with their best single score and the sum of their gradients."""
-
-    sites: Tensor
-    best: Tensor
-    sums: Tensor = field(init=False)
-
-    def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.sites, self.best, self.sums))
+RowsGradient = Callable[[int, int], Tensor]  # the gradient of rows first..last, shape (last - first, I)
 
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What growth and drop look at: per layer the candidate sites with their mean gradient (with one micro-batch its
-    absolute value), and the mean gradient of the active values.
+    """What growth and drop look at, by layer.
 
-    ``nbytes`` is the most that the pools held.
+    ``sites``: the inactive sites of largest |mean gradient|, ascending, as many as should grow or fewer where the loss
+    does not reach. ``active_gradients``: the mean gradient of each slot; empty if not asked for.
     """
 
     sites: dict[str, Tensor]
-    gradients: dict[str, Tensor]
     active_gradients: dict[str, Tensor]
-    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Some rows of a layer: what is dense at one time."""
+
+    name: str
+    first: int
+    last: int
+    sites: int
+
+
+class _Best:
+    """The best inactive sites of a layer so far, ascending, with their scores; rows are offered in ascending order."""
+
+    def __init__(self, layer: SparseLinear, capacity: int) -> None:
+        self.layer, self.capacity = layer, capacity
+        self.sites = layer.index.new_empty(0)
+        self.scores = torch.empty(0, dtype=_precise(layer), device=layer.index.device)
+
+    def offer(self, rows: _Rows, gradient: Tensor) -> None:
+        """Take the best of these rows, whose gradient is used up."""
+        scores = gradient.reshape(-1).abs_()
+        scores[_active_inside(self.layer, rows)[1]] = -1.0  # active sites can't grow
+        kept = keep_highest(scores, max(0, scores.numel() - self.capacity)).nonzero().squeeze(1)
+        kept = kept[scores[kept] >= 0]
+        sites = (kept + rows.first * self.layer.in_features).to(self.sites.dtype)
+        self.sites, self.scores = torch.cat([self.sites, sites]), torch.cat([self.scores, scores[kept]])
+        if self.sites.numel() > self.capacity:
+            best = keep_highest(self.scores, self.scores.numel() - self.capacity)
+            self.sites, self.scores = self.sites[best], self.scores[best]
 
 
 def probe_gradients(
     layers: Mapping[str, SparseLinear],
     n_grow: Mapping[str, int],
     backward: Sequence[Callable[[], Any]],
+    *,
+    active: bool = False,
 ) -> Probed:
-    """Run the micro-batches of ``backward`` and collect candidates for growth.
+    """Run the micro-batches of ``backward`` and find the sites to grow.
 
     Args:
-        n_grow: values to grow, by layer; 0 looks at active values alone.
-        backward: one callable a micro-batch, which computes its loss and calls ``backward()`` on it. Gradients that
-            exist before are put back afterwards.
+        n_grow: values to grow, by layer.
+        backward: one callable a micro-batch, which computes its loss and calls ``backward()`` on it; it may be called
+            more than once. The values of ``layers`` get no gradient meanwhile; what their ``grad`` holds stays. Other
+            parameters get theirs, which are the caller's to clear.
+        active: also the mean gradient of the active values.
     """
-    kept = {name: layer.values.grad for name, layer in layers.items()}
-    for layer in layers.values():
-        layer.values.grad = None
-    single = len(backward) == 1
-    pools = {name: _empty_pool(layer) for name, layer in layers.items()}
-    capacity = {name: n_grow[name] * (1 if single else POOL) for name in layers}
-
-    def collect(name: str, gradient: Callable[[int, int], Tensor]) -> None:
-        _collect(pools[name], layers[name], gradient, capacity[name])
-
-    def add_up(name: str, gradient: Callable[[int, int], Tensor]) -> None:
-        _add_up(pools[name], layers[name], gradient)
-
-    _run(layers, backward, collect)
-    active = {name: _active_gradient(layer, len(backward)) for name, layer in layers.items()}
-    for pool in pools.values():
-        pool.sums = torch.zeros_like(pool.best)
-    if any(n_grow.values()) and not single:
-        _run(layers, backward, add_up)
-    for name, layer in layers.items():
-        layer.values.grad = kept[name]
-    return Probed(
-        {name: pool.sites for name, pool in pools.items()},
-        {name: pool.best if single else pool.sums / len(backward) for name, pool in pools.items()},
-        active,
-        sum(pool.nbytes() for pool in pools.values()),
-    )
+    wanted = {layer.values: layer.values.requires_grad for layer in layers.values()}
+    best = {name: _Best(layer, n_grow[name]) for name, layer in layers.items() if n_grow[name]}
+    at_active = {name: _zeros(layer, layer.layout.n_active) for name, layer in layers.items()} if active else {}
+    for values in wanted:
+        values.requires_grad_(False)
+    try:
+        for number, rows in enumerate(_passes(layers, n_grow, len(backward))):
+            _run_pass(layers, rows, best, at_active if number == 0 else {}, backward)
+    finally:
+        for values, required in wanted.items():
+            values.requires_grad_(required)
+    return Probed({name: found.sites for name, found in best.items()}, at_active)
 
 
-def _empty_pool(layer: SparseLinear) -> _Pool:
-    device = layer.index.device
-    return _Pool(torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, dtype=_precise(layer), device=device))
+def probe_bytes(
+    layers: Mapping[str, SparseLinear], n_grow: Mapping[str, int], n_micro_batches: int, active: bool
+) -> int:
+    """Bytes that :func:`probe_gradients` holds beside what a backward pass does: what is dense at one time, the best
+    sites and, with ``active``, the gradients of the active values."""
+    passes = _passes(layers, n_grow, n_micro_batches)
+    if n_micro_batches == 1:
+        dense = max((rows.sites * _width(layers[rows.name]) for rows in passes[0]), default=0)
+    else:
+        dense = max(sum(rows.sites * _width(layers[rows.name]) for rows in rows_of_pass) for rows_of_pass in passes)
+    candidates = sum(n_grow[name] * (_width(layer) + layer.index.element_size()) for name, layer in layers.items())
+    return dense + candidates + sum(layer.layout.n_active * _width(layer) for layer in layers.values() if active)
 
 
 def _precise(layer: SparseLinear) -> torch.dtype:
@@ -100,16 +118,78 @@ def _precise(layer: SparseLinear) -> torch.dtype:
     return torch.float64 if layer.values.dtype == torch.float64 else torch.float32
 
 
-def _active_gradient(layer: SparseLinear, n_micro_batches: int) -> Tensor:
-    gradient = layer.values.grad
-    layer.values.grad = None
-    return torch.zeros_like(layer.values) if gradient is None else gradient.detach() / n_micro_batches
+def _width(layer: SparseLinear) -> int:
+    return _precise(layer).itemsize
+
+
+def _zeros(layer: SparseLinear, n: int) -> Tensor:
+    return torch.zeros(n, dtype=_precise(layer), device=layer.index.device)
+
+
+def _chunks(name: str, layer: SparseLinear) -> list[_Rows]:
+    rows, columns = max(1, _CHUNK_SITES // layer.in_features), layer.in_features
+    edges = [*range(0, layer.out_features, rows), layer.out_features]
+    return [_Rows(name, first, last, (last - first) * columns) for first, last in pairwise(edges)]
+
+
+def _passes(layers: Mapping[str, SparseLinear], n_grow: Mapping[str, int], n_micro_batches: int) -> list[list[_Rows]]:
+    """Which rows each pass over the micro-batches looks for growth in: all in one pass if nothing must be summed, else
+    as many as fit the room of the gradients. There is always one pass, for the active values."""
+    room = max(_CHUNK_SITES, sum(layer.layout.n_active for layer in layers.values()))
+    passes: list[list[_Rows]] = [[]]
+    held = 0
+    for rows in (rows for name, layer in layers.items() if n_grow[name] for rows in _chunks(name, layer)):
+        held += rows.sites
+        if n_micro_batches > 1 and held > room and passes[-1]:
+            passes.append([])
+            held = rows.sites
+        passes[-1].append(rows)
+    return passes
+
+
+def _active_inside(layer: SparseLinear, rows: _Rows) -> tuple[slice, Tensor]:
+    """The slots whose sites lie in ``rows``, and those sites counted from the first of ``rows``."""
+    offset, end = rows.first * layer.in_features, rows.last * layer.in_features
+    low, high = (int(torch.searchsorted(layer.index, edge)) for edge in (offset, end))
+    return slice(low, high), layer.index[low:high] - offset
+
+
+def _run_pass(
+    layers: Mapping[str, SparseLinear],
+    rows_of_pass: Sequence[_Rows],
+    best: Mapping[str, _Best],
+    at_active: Mapping[str, Tensor],
+    backward: Sequence[Callable[[], Any]],
+) -> None:
+    """One pass over all micro-batches: offer ``rows_of_pass`` to ``best`` and add up the gradients of active values."""
+    n = len(backward)
+    sums: dict[_Rows, Tensor] = {}
+    growing = set(rows_of_pass)
+
+    def take(name: str, gradient: RowsGradient) -> None:
+        layer = layers[name]
+        for rows in _chunks(name, layer):
+            if rows not in growing and name not in at_active:
+                continue
+            dense = gradient(rows.first, rows.last).to(_precise(layer))
+            if name in at_active:
+                slots, inside = _active_inside(layer, rows)
+                at_active[name][slots] += dense.reshape(-1)[inside] / n
+            if rows in growing and n == 1:
+                best[name].offer(rows, dense)
+            elif rows in growing:
+                sums[rows] = sums[rows].add_(dense) if rows in sums else dense
+
+    _run(layers, backward, take)
+    for rows in rows_of_pass:
+        if rows in sums:
+            best[rows.name].offer(rows, sums.pop(rows).div_(n))
 
 
 def _run(
     layers: Mapping[str, SparseLinear],
     backward: Sequence[Callable[[], Any]],
-    take: Callable[[str, Callable[[int, int], Tensor]], None],
+    take: Callable[[str, RowsGradient], None],
 ) -> None:
     """Call ``take(layer name, gradient of rows)`` in the backward pass of each micro-batch."""
     handles = [layer.register_forward_hook(_watch(name, take)) for name, layer in layers.items()]
@@ -121,56 +201,19 @@ def _run(
             handle.remove()
 
 
-def _watch(name: str, take: Callable[[str, Callable[[int, int], Tensor]], None]) -> Callable[..., None]:
-    def after_forward(_layer: SparseLinear, inputs: tuple[Tensor, ...], y_NO: Tensor) -> None:
+def _watch(name: str, take: Callable[[str, RowsGradient], None]) -> Callable[..., Tensor]:
+    def after_forward(_layer: SparseLinear, inputs: tuple[Tensor, ...], y_NO: Tensor) -> Tensor:
         x_NI = inputs[0].detach()
 
+        @torch.no_grad()
         def on_gradient(grad_y_NO: Tensor) -> None:
-            g_NO = grad_y_NO.detach().flatten(0, -2)
+            g_NO = grad_y_NO.flatten(0, -2)
             x = x_NI.flatten(0, -2).to(g_NO.dtype)
             take(name, lambda first, last: g_NO[:, first:last].t() @ x)
 
-        if y_NO.requires_grad:
-            y_NO.register_hook(on_gradient)
+        if not y_NO.requires_grad:  # the first layer of all, now that its values ask for no gradient
+            y_NO.requires_grad_()
+        y_NO.register_hook(on_gradient)
+        return y_NO
 
     return after_forward
-
-
-def _chunks(layer: SparseLinear) -> list[tuple[int, int]]:
-    rows = max(1, _CHUNK_SITES // layer.in_features)
-    return [(first, min(first + rows, layer.out_features)) for first in range(0, layer.out_features, rows)]
-
-
-@torch.no_grad()
-def _collect(pool: _Pool, layer: SparseLinear, gradient: Callable[[int, int], Tensor], capacity: int) -> None:
-    """Merge the best inactive sites of this micro-batch into the pool, which holds at most ``capacity``."""
-    if capacity == 0:
-        return
-    sites, scores = _empty_pool(layer).sites, _empty_pool(layer).best
-    index = layer.index.long()
-    for first, last in _chunks(layer):
-        offset, end = first * layer.in_features, last * layer.in_features
-        dense = gradient(first, last).reshape(-1).abs_().to(pool.best.dtype)
-        inside = index[torch.searchsorted(index, offset) : torch.searchsorted(index, end)] - offset
-        dense[inside] = -1.0  # active sites can't grow
-        best = dense.topk(min(capacity, dense.numel() - inside.numel()))
-        sites, scores = torch.cat([sites, best.indices + offset]), torch.cat([scores, best.values])
-        if sites.numel() > capacity:
-            kept = scores.topk(capacity).indices
-            sites, scores = sites[kept], scores[kept]
-    merged, where = torch.cat([pool.sites, sites]).unique(return_inverse=True)
-    best_scores = torch.zeros(merged.numel(), dtype=pool.best.dtype, device=merged.device)
-    best_scores.scatter_reduce_(0, where, torch.cat([pool.best, scores]), "amax")
-    if merged.numel() > capacity:
-        kept = best_scores.topk(capacity).indices.sort().values
-        merged, best_scores = merged[kept], best_scores[kept]
-    pool.sites, pool.best = merged, best_scores
-
-
-@torch.no_grad()
-def _add_up(pool: _Pool, layer: SparseLinear, gradient: Callable[[int, int], Tensor]) -> None:
-    for first, last in _chunks(layer):
-        offset, end = first * layer.in_features, last * layer.in_features
-        low, high = (int(torch.searchsorted(pool.sites, edge)) for edge in (offset, end))
-        if low < high:
-            pool.sums[low:high] += gradient(first, last).reshape(-1)[pool.sites[low:high] - offset].to(pool.sums.dtype)

@@ -30,4 +30,9 @@ class MoveRules:
     @property
     def needs_gradient(self) -> bool:
         """Whether an update looks at gradients, so that it needs batches."""
-        return self.grow == "gradient" or self.drop == "magnitude_and_gradient"
+        return self.grow == "gradient" or self.scores_gradient
+
+    @property
+    def scores_gradient(self) -> bool:
+        """Whether what is dropped depends on the gradients of the active values."""
+        return self.drop == "magnitude_and_gradient"

@@ -1,6 +1,5 @@
 """How much an active weight is worth keeping: a score a slot, shape (K,); the least are dropped."""
 
-import torch
 from torch import Tensor
 
 from smet_train.sparse.sampling import random_bits
@@ -24,9 +23,3 @@ def soft_magnitude(values_K: Tensor, temperature: float, key: int) -> Tensor:
 def magnitude_and_gradient(values_K: Tensor, gradient_K: Tensor, weight: float) -> Tensor:
     """|theta| + weight |dL/dtheta| (MEST, arXiv 2110.14032, section 3.1)."""
     return values_K.detach().abs() + weight * gradient_K.abs()
-
-
-def best_sites(sites: Tensor, gradients: Tensor, n_grow: int) -> Tensor:
-    """The ``n_grow`` of ``sites`` with the largest |gradient|, ascending; among equals the lowest sites win."""
-    order = gradients.abs().sort(descending=True, stable=True).indices
-    return sites[order[:n_grow].sort().values] if n_grow else torch.empty(0, dtype=sites.dtype, device=sites.device)

@@ -15,10 +15,10 @@ def keep_highest(scores_K: Tensor, n_drop: int) -> Tensor:
     if n_drop == 0:
         return torch.ones_like(scores_K, dtype=torch.bool)
     threshold = scores_K.kthvalue(n_drop).values
-    below = scores_K < threshold
-    ties = scores_K == threshold
-    n_ties_dropped = n_drop - int(below.sum())
-    return ~(below | (ties & (ties.cumsum(0) <= n_ties_dropped)))
+    keep = ~(scores_K < threshold)
+    ties = (scores_K == threshold).nonzero().squeeze(1)
+    keep[ties[: n_drop - int((~keep).sum())]] = False
+    return keep
 
 
 def grow_random(index_K: Tensor, n_grow: int, sites: int, key: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The topology of a whole model over a run: when a step is due, drop and grow in every sparse layer."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,17 +15,43 @@ from smet_train.sparse.ledger import LedgerRow
 from smet_train.sparse.linear import SparseLinear
 from smet_train.sparse.sampling import stream_key
 from smet_train.topology.apply import apply_move, apply_shrink, check_moved
-from smet_train.topology.exploration import Exploration
+from smet_train.topology.exploration import Exploration, exploration_bytes
 from smet_train.topology.move import Move, make_move
-from smet_train.topology.probe import Probed, probe_gradients
+from smet_train.topology.probe import Probed, probe_bytes, probe_gradients
 from smet_train.topology.rules import MoveRules
 from smet_train.topology.schedule import TopologySchedule
-from smet_train.topology.scores import best_sites, magnitude, magnitude_and_gradient, soft_magnitude
+from smet_train.topology.scores import magnitude, magnitude_and_gradient, soft_magnitude
 from smet_train.topology.select import grow_random, keep_highest
 
 log = logging.getLogger(__name__)
 
 Backward = Callable[[], Any]
+
+
+def move_count(layout: Layout, drop_fraction: float) -> int:
+    """How many values an update moves: floor(zeta * K), or as many as there are inactive sites (SMET, section 3)."""
+    return min(int(drop_fraction * layout.n_active), layout.n_inactive)
+
+
+def topology_ledger(
+    layers: Mapping[str, SparseLinear],
+    schedule: TopologySchedule | None,
+    rules: MoveRules,
+    *,
+    explore: bool,
+    probe_micro_batches: int,
+) -> list[LedgerRow]:
+    """Bytes that a :class:`TopologyUpdater` of these arguments holds: always, and at most during an update."""
+    if schedule is None or rules.prunes:
+        return []
+    counts = {name: move_count(layer.layout, schedule.largest_fraction()) for name, layer in layers.items()}
+    grown = counts if rules.grow == "gradient" else dict.fromkeys(counts, 0)
+    probe = probe_bytes(layers, grown, probe_micro_batches, rules.scores_gradient) if rules.needs_gradient else 0
+    rows = [
+        LedgerRow("exploration", exploration_bytes(layers) if explore else 0, 0),
+        LedgerRow("gradient probe", probe, 0),
+    ]
+    return [row for row in rows if row.bytes]
 
 
 class TopologyUpdater:
@@ -36,6 +63,7 @@ class TopologyUpdater:
     Args:
         targets: final density of each layer, where ``rules.prunes``.
         explore: keep a bit for every site, to tell how many were ever active.
+        probe_micro_batches: how many micro-batches an update that looks at gradients is given; for :meth:`ledger`.
     """
 
     def __init__(
@@ -48,6 +76,7 @@ class TopologyUpdater:
         rules: MoveRules | None = None,
         targets: Mapping[str, float] | None = None,
         explore: bool = True,
+        probe_micro_batches: int = 1,
         check_invariants: bool = False,
     ) -> None:
         self.layers = layers
@@ -60,7 +89,7 @@ class TopologyUpdater:
         explores = explore and schedule is not None and not self.rules.prunes
         self.exploration = Exploration(layers) if explores else None
         self.last_step = 0
-        self.probe_bytes = 0
+        self.probe_micro_batches = probe_micro_batches
         self._warned: set[str] = set()
 
     def due(self, step: int) -> bool:
@@ -88,8 +117,8 @@ class TopologyUpdater:
         counts = {name: self._count(name, layer, fraction) for name, layer in self.layers.items()}
         probed = self._probe(counts, backward)
         if probed is not None and self.rules.grow == "gradient":
-            # a layer that the loss did not reach has no candidates, and keeps what it has
-            counts = {name: min(count, probed.sites[name].numel()) for name, count in counts.items()}
+            # a layer that the loss did not reach has no sites to grow, and keeps what it has
+            counts = {name: probed.sites[name].numel() if count else 0 for name, count in counts.items()}
         young = kept_young = 0
         for name, layer in self.layers.items():
             move = self._move(name, layer, counts[name], step, probed)
@@ -144,34 +173,30 @@ class TopologyUpdater:
 
     def _count(self, name: str, layer: SparseLinear, fraction: float) -> int:
         layout = layer.layout
-        n_drop = int(fraction * layout.n_active)
-        if n_drop > layout.n_inactive:
-            if name not in self._warned:
-                log.warning(
-                    "layer %s: %d weights to regrow but only %d inactive sites; moving that many",
-                    name,
-                    n_drop,
-                    layout.n_inactive,
-                )
-                self._warned.add(name)
-            return layout.n_inactive
-        return n_drop
+        wanted = int(fraction * layout.n_active)
+        if wanted > layout.n_inactive and name not in self._warned:
+            log.warning(
+                "layer %s: %d weights to regrow but only %d inactive sites; moving that many",
+                name,
+                wanted,
+                layout.n_inactive,
+            )
+            self._warned.add(name)
+        return move_count(layout, fraction)
 
     def _probe(self, counts: Mapping[str, int], backward: Sequence[Backward]) -> Probed | None:
         if not self.rules.needs_gradient:
             return None
         assert backward, "an update that looks at gradients needs micro-batches"
         wanted = counts if self.rules.grow == "gradient" else dict.fromkeys(counts, 0)
-        probed = probe_gradients(self.layers, wanted, backward)
-        self.probe_bytes = max(self.probe_bytes, probed.nbytes)
-        return probed
+        return probe_gradients(self.layers, wanted, backward, active=self.rules.scores_gradient)
 
     @torch.no_grad()
     def _move(self, name: str, layer: SparseLinear, count: int, step: int, probed: Probed | None) -> Move:
         keep = keep_highest(self._scores(name, layer, step, probed), count)
         if self.rules.grow == "gradient":
             assert probed is not None
-            grown = best_sites(probed.sites[name], probed.gradients[name], count).to(layer.index.dtype)
+            grown = probed.sites[name] if count else layer.index.new_empty(0)
         else:
             grown = grow_random(layer.index, count, layer.layout.sites, stream_key(self.seed, name, step, "grow"))
         return make_move(layer.index, keep, grown)
@@ -199,23 +224,28 @@ class TopologyUpdater:
         return state["age"] == 0 if state.get("moved_steps") else None
 
     def _mean_age_steps(self, step: int) -> float | None:
-        """Mean number of steps that the active values have existed."""
+        """Mean number of steps that the active values have existed; of those older than 255 updates, at least that."""
         total = count = 0
         for layer in self.layers.values():
             state = self.optimizer.state[layer.values]
             if "age" not in state:
                 return None
-            ages = [age for age, _ in local_steps(step, state["moved_steps"])]
+            oldest = step - state["moved_steps"][-1] if state["moved_steps"] else step  # at least, where ages end
+            ages = [oldest if age == math.inf else age for age, _ in local_steps(step, state["moved_steps"])]
             held = torch.bincount(state["age"].long(), minlength=len(ages)).tolist()
             total += sum(age * n for age, n in zip(ages, held, strict=True))
             count += sum(held)
         return total / count if count else None
 
     def ledger(self) -> list[LedgerRow]:
-        """Bytes that the updater itself holds: always, and at most while it looks for sites to grow."""
-        held = 0 if self.exploration is None else self.exploration.nbytes()
-        rows = [LedgerRow("exploration", held, 0), LedgerRow("growth candidates", self.probe_bytes, 0)]
-        return [row for row in rows if row.bytes]
+        """Bytes that the updater itself holds: always, and at most during an update."""
+        return topology_ledger(
+            self.layers,
+            self.schedule,
+            self.rules,
+            explore=self.exploration is not None,
+            probe_micro_batches=self.probe_micro_batches,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; the tensors are in :meth:`tensors`."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from smet_train.sparse.ledger import measure
+from smet_train.sparse.ledger import count_parameters, measure
 from smet_train.tracking.resources import memory_use
 from smet_train.train.checkpoint import checkpoint_path, latest_checkpoint, save_checkpoint
 from smet_train.train.evaluate import mean_loss, perplexity
@@ -156,6 +156,13 @@ def finish(run: Run) -> str:
     kinds = [row.as_dict() for row in [*measure(run.model, run.optimizer), *run.topology.ledger()]]
     run.tracker.emit({"event": "memory", "step": step, **memory_use(run.device), "kinds": kinds})
     run.tracker.emit(
-        {"event": "end", "step": step, "reason": reason, "tokens": run.state.tokens, "time_s": time.time()}
+        {
+            "event": "end",
+            "step": step,
+            "reason": reason,
+            "tokens": run.state.tokens,
+            "parameters_active": count_parameters(run.model)[0],
+            "time_s": time.time(),
+        }
     )
     return reason

@@ -108,6 +108,14 @@ def test_parameters_are_counted_as_the_model_has_them() -> None:
     assert abs(counted - llama_parameters(config, 256, 688, 0.1)) <= 28
 
 
+@pytest.mark.parametrize(
+    "override", ["model=gpt2_124m", "sparsity.densities=['*.q_proj=0.5']", "sparsity.exclude=['*.q_proj']"]
+)
+def test_a_small_dense_model_is_made_only_where_it_can_be_like_the_sparse_one(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"bench\.small_dense=true compares a LLaMA"):
+        small_dense_shape(compose([override]))
+
+
 def outcome(*losses: float) -> Outcome:
     return Outcome({step * 10: loss for step, loss in enumerate(losses)}, 100, 7)
 
@@ -119,6 +127,7 @@ def test_a_run_is_judged_by_its_last_evaluations() -> None:
         Arm("set", 0.1, ()), {"set_0.1_lr0.01_seed1": run}, 0.01, LossBench(seeds=[1], last_evaluations=2)
     )
     assert figures["final_losses"] == [2.5]
+    assert not figures["rate_at_grid_edge"]
 
 
 def test_rates_are_chosen_by_the_short_runs() -> None:

@@ -89,10 +89,21 @@ def test_micro_batches_divide_the_batch_or_the_message_names_those_that_do(batch
             "topology.drop_temperature=0.5 is read with topology.drop=soft_magnitude",
         ),
         ({"topology__drop_gradient_weight": 0.5}, "is read with topology.drop=magnitude_and_gradient alone"),
-        ({"topology__probe_steps": 4}, "topology.probe_steps=4 is read with topology.grow=gradient alone"),
+        (
+            {"topology__probe_steps": 4},
+            "topology.probe_steps=4 is read with topology.grow=gradient or topology.drop=magnitude_and_gradient alone",
+        ),
         ({"optimizer__regrow_moments": RegrowMoments.keep}, "write optimizer.local_step=false"),
         ({"sparsity__densities": ["x"]}, "'x' is no PATTERN=DENSITY"),
-        ({"topology__grow": Grow.nothing, "topology__drop_fraction": 0.3}, "is not read with topology.grow=nothing"),
+        (
+            {"topology__grow": Grow.nothing, "topology__enabled": False},
+            "topology.enabled=false with topology.grow=nothing never prunes",
+        ),
+        (
+            {"topology__grow": Grow.nothing, "topology__interval": 50, "topology__stop_at": 0.5, "train__steps": 100},
+            "topology.interval=50 leaves no update before step 50 (topology.stop_at x train.steps), so that every "
+            "layer would stay dense; write for instance topology.interval=5",
+        ),
         (
             {"topology__grow": Grow.nothing, "topology__drop": Drop.magnitude_and_gradient},
             "does not go with topology.grow=nothing",

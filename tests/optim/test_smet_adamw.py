@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -6,7 +7,7 @@ from torch import Tensor, nn
 
 from smet_train.errors import CheckpointError, ConfigError
 from smet_train.optim import SmetAdamW
-from smet_train.optim.smet_adamw import MAX_AGE, local_steps
+from smet_train.optim.smet_adamw import MAX_AGE, age_factors, local_steps
 
 
 def parameter(n: int = 5, dtype: torch.dtype = torch.float64) -> nn.Parameter:
@@ -98,9 +99,11 @@ def test_local_steps_of_a_hand_written_history() -> None:
 
 
 def test_ages_in_one_byte_follow_integer_local_steps_over_300_updates() -> None:
+    """At beta2 = 0.999, where the correction still matters after thousands of steps. Slots 0 to 4 are never regrown, so
+    that their age ends at the 255th update."""
     torch.manual_seed(0)
-    n, interval, warmup = 40, 30, 100
-    settings: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8}
+    n, interval, warmup, kept = 40, 30, 100, 5
+    settings: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
     p = parameter(n)
     optimizer = SmetAdamW([p], **settings, regrow_warmup_steps=warmup, topology_moves=True)
     exact, m, v = p.detach().clone(), torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
@@ -109,16 +112,21 @@ def test_ages_in_one_byte_follow_integer_local_steps_over_300_updates() -> None:
         g = torch.randn(n, dtype=torch.float64)
         take_steps(optimizer, p, g[None])
         t = (step - born).double()
-        m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         w = torch.where(first, torch.ones_like(t), (t / warmup).clamp(max=1.0))
-        exact -= 1e-3 * w * (m / (1 - 0.9**t)) / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
+        exact -= 1e-3 * w * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+        if step == 255 * interval:
+            torch.testing.assert_close(p.detach(), exact, rtol=1e-9, atol=1e-12)
         if step % interval == 0 and step // interval <= 300:
-            grown = torch.randperm(n)[:4]
+            grown = kept + torch.randperm(n - kept)[:4]
             regrow(optimizer, p, grown.tolist(), step)
             exact[grown], m[grown], v[grown], born[grown], first[grown] = 0, 0, 0, step, False
     assert optimizer.state[p]["age"].dtype == torch.uint8
-    assert len(optimizer.state[p]["moved_steps"]) == MAX_AGE + 1
-    torch.testing.assert_close(p.detach(), exact, rtol=1e-9, atol=1e-12)
+    assert len(optimizer.state[p]["moved_steps"]) == MAX_AGE
+    torch.testing.assert_close(p.detach()[kept:], exact[kept:], rtol=1e-9, atol=1e-12)
+    # What is left of the correction after 255 updates, times all steps since at a full update each.
+    bound = 0.999 ** (255 * interval) * 1e-3 * (45 * interval + 50)
+    assert 0 < float((p.detach() - exact)[:kept].abs().max()) < bound
 
 
 def test_a_weight_older_than_255_updates_stays_at_the_highest_age() -> None:
@@ -127,7 +135,10 @@ def test_a_weight_older_than_255_updates_stays_at_the_highest_age() -> None:
     for step in range(1, 301):
         regrow(optimizer, p, [1], step)
     assert optimizer.state[p]["age"].tolist() == [255, 0]
-    assert local_steps(301, optimizer.state[p]["moved_steps"])[255] == (301 - 45, False)
+    table = local_steps(301, optimizer.state[p]["moved_steps"])
+    assert (len(table), table[0], table[254], table[255]) == (256, (1, False), (301 - 46, False), (math.inf, True))
+    # grown fully: plain Adam without a correction
+    assert age_factors(*table[255], optimizer.param_groups[0]) == (1.0, 1.0)
 
 
 def test_ages_are_kept_only_where_the_topology_moves() -> None:

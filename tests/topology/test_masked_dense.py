@@ -1,7 +1,4 @@
-"""SparseLinear under SmetAdamW is a dense layer with masked weight and masked gradient, in fp64, across updates.
-
-With several micro-batches the pool of candidates holds all inactive sites here, so growth by gradient is exact.
-"""
+"""SparseLinear under SmetAdamW is a dense layer with masked weight and masked gradient, in fp64, across updates."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from smet_train.config.compose import compose
 from smet_train.optim import SmetAdamW
 from smet_train.sparse import Layout, SparseLinear
 from smet_train.sparse.backends import BACKENDS
@@ -32,20 +30,42 @@ class Method:
     micro_batches: int = 1
 
 
+def preset(name: str, *overrides: str, micro_batches: int = 1) -> Method:
+    """What ``method=NAME`` switches on, with a warm-up short enough for these runs."""
+    config = compose([f"method={name}", *overrides])
+    return Method(
+        config.optimizer.local_step,
+        min(config.optimizer.regrow_warmup_steps, 7),
+        config.topology.enabled,
+        config.topology.drop.name,
+        config.topology.grow.name,
+        micro_batches,
+    )
+
+
 METHODS = {
-    "smet": Method(True, 7),
-    "smet without warm-up": Method(True, 0),
-    "warm-up alone": Method(False, 7),
-    "set": Method(False, 0),
-    "static": Method(False, 0, moves=False),
-    "rigl": Method(False, 0, grow="gradient"),
-    "smet_rigl": Method(True, 7, grow="gradient"),
-    "smet_rigl over micro-batches": Method(True, 7, grow="gradient", micro_batches=3),
-    "mest": Method(True, 7, drop="magnitude_and_gradient"),
-    "mest and gradient over micro-batches": Method(
-        False, 0, drop="magnitude_and_gradient", grow="gradient", micro_batches=2
-    ),
+    **{name: preset(name) for name in ("smet", "set", "static", "rigl", "smet_rigl")},
+    "smet without warm-up": preset("smet", "optimizer.regrow_warmup_steps=0"),
+    "warm-up alone": preset("smet", "optimizer.local_step=false"),
+    "smet_rigl over micro-batches": preset("smet_rigl", micro_batches=3),
+    "mest": preset("smet", "topology.drop=magnitude_and_gradient"),
+    "mest and gradient over micro-batches": preset("rigl", "topology.drop=magnitude_and_gradient", micro_batches=2),
 }
+
+
+def test_presets_differ_where_they_should() -> None:
+    told = {
+        name: (METHODS[name].local_step, METHODS[name].warmup_steps > 0, METHODS[name].moves, METHODS[name].grow)
+        for name in ("smet", "set", "static", "rigl", "smet_rigl")
+    }
+    assert told == {
+        "smet": (True, True, True, "random"),
+        "set": (False, False, True, "random"),
+        "static": (False, False, False, "random"),
+        "rigl": (False, False, True, "gradient"),
+        "smet_rigl": (True, True, True, "gradient"),
+    }
+
 
 Batch = tuple[Tensor, Tensor]
 
@@ -114,7 +134,7 @@ def backward(layer: SparseLinear, x: Tensor, target: Tensor) -> None:
 def test_parameters_and_moments_follow_the_masked_dense_reference(
     name: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smet_train.topology.probe.POOL", 1000)
+    monkeypatch.setattr("smet_train.topology.probe._CHUNK_SITES", 3 * COLUMNS)
     method = METHODS[name]
     torch.manual_seed(0)
     layout = Layout(ROWS, COLUMNS, ACTIVE)

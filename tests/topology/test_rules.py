@@ -10,8 +10,8 @@ from smet_train.errors import CheckpointError
 from smet_train.optim import SmetAdamW, parameter_groups
 from smet_train.sparse import SparseLinear, sparsify
 from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater, make_move
-from smet_train.topology.exploration import Exploration
-from smet_train.topology.scores import best_sites, magnitude_and_gradient, soft_magnitude
+from smet_train.topology.exploration import Exploration, exploration_bytes
+from smet_train.topology.scores import magnitude_and_gradient, soft_magnitude
 from smet_train.topology.select import keep_highest
 
 
@@ -36,12 +36,6 @@ def test_soft_magnitude_becomes_magnitude_and_drops_zeros_first() -> None:
     values[7] = 0.0
     assert not keep_highest(soft_magnitude(values, 1.0, 3), 1)[7]
     assert torch.equal(soft_magnitude(values, 1.0, 3), soft_magnitude(values, 1.0, 3))
-
-
-def test_best_sites_by_hand() -> None:
-    sites, gradients = torch.tensor([2, 5, 9, 11]), torch.tensor([1.0, -3.0, 1.0, 0.0])
-    assert best_sites(sites, gradients, 2).tolist() == [2, 5]
-    assert best_sites(sites, gradients, 0).tolist() == []
 
 
 def test_kept_moments_are_those_of_dropped_slots() -> None:
@@ -120,11 +114,7 @@ def test_bits_of_other_layers_are_refused() -> None:
         updater.load_state_dict(updater.state_dict(), {"a": torch.zeros(32, dtype=torch.uint8)})
 
 
-def test_a_bit_a_site_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    layers, updater = built()
-    assert Exploration(layers).nbytes() == (256 + 128) // 8
-    monkeypatch.setattr(updater, "probe_bytes", 100)
-    assert [(row.kind, row.bytes, row.dense_bytes) for row in updater.ledger()] == [
-        ("exploration", 48, 0),
-        ("growth candidates", 100, 0),
-    ]
+def test_a_bit_a_site_is_held() -> None:
+    layers, _ = built()
+    held = sum(bits.numel() for bits in Exploration(layers).bits.values())
+    assert held == exploration_bytes(layers) == (256 + 128) // 8

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from smet_train.errors import LayoutError
 from smet_train.optim import SmetAdamW, parameter_groups
 from smet_train.sparse import SparseLinear, sparsify
 from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
@@ -118,3 +119,52 @@ def test_a_layer_that_the_loss_does_not_reach_keeps_its_topology() -> None:
     assert moved["dropped"] == moved["grown"] == 7  # floor(0.4 * 18) of the one layer
     assert torch.equal(layers["idle"].index, before["idle"])
     assert not torch.equal(layers["used"].index, before["used"])
+
+
+def test_growth_by_gradient_is_clipped_too_and_never_duplicates() -> None:
+    layers, updater = build(density=0.9, drop_fraction=0.5)
+    updater.rules = MoveRules(grow="gradient")
+    before = {name: set(layer.index.tolist()) for name, layer in layers.items()}
+
+    def backward() -> None:
+        x = torch.randn(4, 12)
+        for layer in layers.values():
+            x = layer(x)
+        x.square().sum().backward()
+
+    event = updater.step(2, [backward])
+    assert event["grown"] == sum(layer.layout.n_inactive for layer in layers.values())
+    for name, layer in layers.items():
+        layer.layout.validate_index(layer.index)
+        assert len(set(layer.index.tolist()) - before[name]) == layer.layout.n_inactive
+
+
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_a_layer_of_one_row_moves(grow: str) -> None:
+    layers, updater = build(drop_fraction=0.7)
+    updater.rules = MoveRules(grow=grow)
+    row = layers["2"]
+    assert row.layout.shape_text == "1x12"
+    before = set(row.index.tolist())
+    updater.step(2, [lambda: row(torch.randn(4, 12)).square().sum().backward()])
+    row.layout.validate_index(row.index)
+    assert len(set(row.index.tolist()) - before) == 2  # floor(0.7 * 3)
+
+
+def test_every_move_is_checked_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers, updater = build()
+    monkeypatch.setattr("smet_train.topology.updater.apply_move", lambda *_, **__: None)
+    with torch.no_grad():
+        layers["0"].values.fill_(1.0)  # what nobody has moved is not zero where the move grew
+    with pytest.raises(LayoutError, match="layer 0: 'values' is not zero at a slot grown in this update"):
+        updater.step(2)
+
+
+def test_the_ledger_tells_what_an_update_holds() -> None:
+    _, updater = build(drop_fraction=0.5)
+    assert [row.as_dict() for row in updater.ledger()] == [
+        {"kind": "exploration", "bytes": 12 + 12 + 2, "dense_bytes": 0}
+    ]
+    updater.rules = MoveRules(grow="gradient")
+    # the largest layer at once, and per site to grow an index and a score
+    assert updater.ledger()[1].bytes == 96 * 4 + (12 + 12 + 1) * (4 + 4)

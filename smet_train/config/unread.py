@@ -1,0 +1,42 @@
+"""Settings that are given but have no effect beside the others: no mistake, since commands and experiments share
+settings over methods, but something to say."""
+
+from collections.abc import Callable
+
+from smet_train.config.fields import leaves, spell, value_at
+from smet_train.config.schema import Config, DropSchedule, Grow
+
+_REGROWTH = ("optimizer.regrow_",)
+_DROP_FRACTIONS = ("topology.drop_fraction", "topology.final_drop_fraction", "topology.drop_schedule")
+
+# Where something holds: keys (as prefixes) that nothing reads then, and why. The first that names a key is told.
+_RULES: list[tuple[Callable[[Config], bool], tuple[str, ...], str]] = [
+    (
+        lambda config: not config.sparsity.enabled,
+        ("sparsity.", "topology.", *_REGROWTH, "optimizer.lr_density_rule"),
+        "every layer is dense",
+    ),
+    (lambda config: not config.topology.enabled, ("topology.", *_REGROWTH), "the topology never moves"),
+    (lambda config: config.topology.grow is Grow.nothing, (*_DROP_FRACTIONS, *_REGROWTH), "nothing is regrown"),
+    (
+        lambda config: config.topology.drop_schedule is DropSchedule.constant,
+        ("topology.final_drop_fraction",),
+        "the drop fraction is constant",
+    ),
+]
+# What presets write to switch something off.
+_SWITCHES = ("sparsity.enabled", "topology.enabled", "optimizer.regrow_warmup_steps", "optimizer.lr_density_rule")
+
+
+def without_effect(config: Config) -> dict[str, list[str]]:
+    """Settings that differ from their defaults and that nothing reads, ``KEY=VALUE``, by the reason."""
+    told: dict[str, list[str]] = {}
+    for leaf in leaves(Config()):
+        value = value_at(config, leaf.key)
+        if leaf.key in _SWITCHES or value == leaf.default:
+            continue
+        for holds, prefixes, reason in _RULES:
+            if leaf.key.startswith(prefixes) and holds(config):
+                told.setdefault(reason, []).append(f"{leaf.key}={spell(value)}")
+                break
+    return told
