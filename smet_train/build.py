@@ -164,7 +164,7 @@ def build_sparse_model(
         if config.topology.grow.name != "nothing":
             return densities
         for name, shape in shapes.items():  # what pruning ends at must exist, before hours are spent on getting there
-            named_layout(name, shape, densities[name])
+            named_layout(name, shape, densities[name], config.sparsity.block_size)
         return dict.fromkeys(densities, 1.0)
 
     if config.sparsity.enabled:
@@ -174,6 +174,7 @@ def build_sparse_model(
             config.sparsity.exclude,
             density=config.sparsity.density,
             seed=config.seed,
+            block=config.sparsity.block_size,
             backend=config.sparsity.backend.name,
             init=config.sparsity.init.name,
             allocate=allocate_and_note,

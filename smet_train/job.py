@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 _SAME_MODEL = (
     "model.",
     "sparsity.density",
+    "sparsity.block_size",
     "sparsity.include",
     "sparsity.exclude",
     "sparsity.enabled",

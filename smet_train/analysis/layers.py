@@ -12,7 +12,7 @@ def group_layers(layers: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of alike layers: names that differ in numbers only, with equal shape, density and backend.
 
     ``layers`` are ``SparseLinear`` modules by name. Each row has name (numbers as ``*``), count, shape, density,
-    active (values of one layer) and backend.
+    block (edge of its blocks), active (values of one layer) and backend.
     """
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, layer in layers.items():
@@ -25,7 +25,8 @@ def group_layers(layers: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "count": 0,
                 "shape": layer.layout.shape_text,
                 "density": layer.layout.density,
-                "active": layer.layout.n_active,
+                "block": layer.layout.block,
+                "active": layer.layout.n_values,
                 "backend": layer.backend.name,
             },
         )
@@ -37,7 +38,7 @@ def print_layers(console: Console, layers: Mapping[str, Any]) -> None:
     """Print the sparse layers with shape, density, active values and backend."""
     table = Table(title="sparse layers", title_justify="left")
     table.add_column("layer", overflow="fold")
-    for column in ("layers", "shape", "density", "active each"):
+    for column in ("layers", "shape", "block", "density", "active each"):
         table.add_column(column, justify="right")
     table.add_column("backend")
     for row in group_layers(layers):
@@ -45,6 +46,7 @@ def print_layers(console: Console, layers: Mapping[str, Any]) -> None:
             row["name"],
             str(row["count"]),
             row["shape"],
+            str(row["block"]),
             f"{row['density']:.4g}",
             f"{row['active']:,}",
             row["backend"],

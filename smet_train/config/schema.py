@@ -152,6 +152,7 @@ class SparsityConfig:
 
     enabled: bool = setting("make the chosen layers sparse; false = train densely", True)
     density: float = setting("fraction of each sparse matrix that exists", 0.1, above=0, at_most=1)
+    block_size: int = setting("edge of the square blocks that are active or not; 1 = single values", 1, at_least=1)
     allocation: Allocation = setting("share of each layer: all alike, or by its shape (erk)", Allocation.uniform)
     densities: list[str] = setting("PATTERN=DENSITY of layers with a density of their own", [])
     include: list[str] | None = setting("globs of the layers to make sparse; null = all projections", None)

@@ -39,7 +39,7 @@ class SmetAdamW(torch.optim.Optimizer):
     Group keys beside those of AdamW: ``lr_scale`` (factor on lr, from the density rule), ``local_step``,
     ``regrow_warmup_steps`` (W), ``topology_moves`` (whether weights of this group are ever regrown: keeps ages).
     State is made when the optimizer is built: ``exp_avg`` and ``exp_avg_sq`` in fp32 (fp64 for fp64 parameters), shaped
-    like the parameter; ``age`` (uint8) where the group needs it; ``step`` and ``moved_steps`` (steps of the latest
+    like the parameter; ``age`` (uint8, one a slot) where needed; ``step`` and ``moved_steps`` (steps of the latest
     topology updates, newest first) as plain integers. Parameters in bf16 are rounded stochastically, from a key of
     (seed, position in the groups, step), so that updates smaller than their spacing are not lost.
 
@@ -91,7 +91,8 @@ class SmetAdamW(torch.optim.Optimizer):
         state["exp_avg"] = torch.zeros_like(parameter, dtype=dtype)
         state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=dtype)
         if group["topology_moves"]:
-            state["age"] = torch.zeros_like(parameter, dtype=torch.uint8)
+            slots = [parameter.shape[0], *[1] * (parameter.dim() - 1)]  # one age for all values of a block
+            state["age"] = torch.zeros(slots, dtype=torch.uint8, device=parameter.device)
             state["moved_steps"] = []
 
     @torch.no_grad()
@@ -137,8 +138,10 @@ class SmetAdamW(torch.optim.Optimizer):
         if len(set(table)) == 1:
             return table[0]
         columns = torch.tensor(table, dtype=state["exp_avg"].dtype, device=state["exp_avg"].device)
-        slot_ages = state["age"].int()
-        return columns[:, 0].index_select(0, slot_ages), columns[:, 1].index_select(0, slot_ages)
+        ages = state["age"]
+        slot_ages = ages.flatten().int()
+        numerators, inverse_roots = (columns[:, i].index_select(0, slot_ages).view(ages.shape) for i in (0, 1))
+        return numerators, inverse_roots
 
     @torch.no_grad()
     def note_topology_update(self, parameter: nn.Parameter, step: int) -> None:

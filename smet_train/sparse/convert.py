@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from smet_train.errors import ConfigError, LayoutError
 from smet_train.sparse.allocation import Shapes, uniform
+from smet_train.sparse.dense import gather_values
 from smet_train.sparse.layout import Layout
 from smet_train.sparse.linear import SparseLinear
 from smet_train.sparse.sampling import first_index, stream_key
@@ -76,14 +77,14 @@ def choose_layers(model: nn.Module, include: Iterable[str], exclude: Iterable[st
     return [name for name in names if name in chosen]
 
 
-def named_layout(name: str, shape: tuple[int, int], density: float) -> Layout:
+def named_layout(name: str, shape: tuple[int, int], density: float, block: int = 1) -> Layout:
     """The layout of layer ``name`` of shape (O, I).
 
     Raises:
         LayoutError: naming the layer, if its density leaves it no active value.
     """
     try:
-        return Layout.from_density(*shape, density)
+        return Layout.from_density(*shape, density, block)
     except LayoutError as error:
         raise LayoutError(f"layer {name} at density {density:g}: {error}") from error
 
@@ -95,9 +96,9 @@ def sparse_from_dense(
     """A :class:`SparseLinear` with random first sites, holding ``dense``'s weights at them times ``value_scale``."""
     weight_OI = _weight_OI(dense)
     index_K = first_index(layout, key, weight_OI.device)
-    values_K = weight_OI.reshape(-1)[index_K.long()] * value_scale
+    values = gather_values(weight_OI, index_K, layout) * value_scale
     bias = dense.bias.detach().clone() if isinstance(dense.bias, Tensor) else None
-    return SparseLinear(layout, index_K, values_K, bias, backend)
+    return SparseLinear(layout, index_K, values, bias, backend)
 
 
 def sparsify(
@@ -107,6 +108,7 @@ def sparsify(
     *,
     density: float,
     seed: int = 0,
+    block: int = 1,
     backend: str = "densify",
     init: str = "active",
     allocate: Callable[[Shapes, float], dict[str, float]] = uniform,
@@ -116,6 +118,7 @@ def sparsify(
     Args:
         include, exclude: glob patterns, see :func:`choose_layers`.
         density: target fraction of active values, in (0, 1].
+        block: edge of the blocks that are active or not together; 1 = single values.
         seed: the first sites of a layer are a function of (seed, layer name).
         init: what the first values are scaled for. ``active`` multiplies the dense initial values by density^-1/2, so
             that a row's output keeps the variance it has with all I inputs; ``dense`` keeps them as they are.
@@ -136,7 +139,7 @@ def sparsify(
         parent_name, _, child_name = name.rpartition(".")
         layers[name] = sparse_from_dense(
             model.get_submodule(name),
-            named_layout(name, shapes[name], layer_density),
+            named_layout(name, shapes[name], layer_density, block),
             stream_key(seed, name, 0, "first sites"),
             backend=backend,
             value_scale=layer_density**-0.5 if init == "active" else 1.0,

@@ -1,4 +1,4 @@
-"""The integer facts of one sparse matrix: its shape, how many values are active, and what a valid index is."""
+"""The integer facts of one sparse matrix: its shape, its blocks, how many are active, what a valid index is."""
 
 from dataclasses import dataclass
 
@@ -12,45 +12,82 @@ _INT32_MAX = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Shape and count of a sparse weight W of ``out_features`` x ``in_features`` with ``n_active`` active values.
+    """Shape of a sparse weight W of ``out_features`` x ``in_features`` and how much of it is active.
 
-    A *site* is a position in W, numbered row by row: ``site = row * in_features + column``. A *slot* is a position in
-    the values. The index holds the active sites in ascending order, so slot k holds the value of site ``index[k]``.
+    W is divided into blocks of ``block`` x ``block`` weights; with ``block=1`` each weight is one. Where ``block`` does
+    not divide a side, the last blocks reach beyond W; what lies there is held, stays zero and is never read.
+
+    A *site* is a block's position, counted row by row: ``site = block_row * block_columns + block_column``. A *slot* is
+    a position in the values. The index holds the active sites in ascending order, so slot k holds the block of site
+    ``index[k]``.
+
+    Args:
+        n_active: active slots: values, or blocks of values.
 
     Raises:
-        LayoutError: if a feature count is below 1 or ``n_active`` is not in [1, sites].
+        LayoutError: if a feature count or ``block`` is below 1 or ``n_active`` is not in [1, sites].
     """
 
     out_features: int
     in_features: int
     n_active: int
+    block: int = 1
 
     def __post_init__(self) -> None:
         if self.out_features < 1 or self.in_features < 1:
             raise LayoutError(f"a sparse layer needs at least one row and one column, got {self.shape_text}")
+        if self.block < 1:
+            raise LayoutError(f"the edge of a block must be at least 1, got {self.block}")
         if not 1 <= self.n_active <= self.sites:
+            what = "values" if self.block == 1 else f"blocks of {self.block}x{self.block}"
             raise LayoutError(
-                f"a sparse layer of {self.shape_text} holds 1 to {self.sites} active values, got {self.n_active}; "
+                f"a sparse layer of {self.shape_text} holds 1 to {self.sites} active {what}, got {self.n_active}; "
                 "raise sparsity.density or name the layer in sparsity.exclude"
             )
 
     @classmethod
-    def from_density(cls, out_features: int, in_features: int, density: float) -> "Layout":
-        """The one place where a density becomes a count: K = round(density * out_features * in_features)."""
-        return cls(out_features, in_features, round(density * out_features * in_features))
+    def from_density(cls, out_features: int, in_features: int, density: float, block: int = 1) -> "Layout":
+        """The one place where a density becomes a count: K = round(density * sites)."""
+        if block < 1:
+            raise LayoutError(f"the edge of a block must be at least 1, got {block}")
+        sites = -(-out_features // block) * -(-in_features // block)
+        return cls(out_features, in_features, round(density * sites), block)
+
+    @property
+    def block_rows(self) -> int:
+        return -(-self.out_features // self.block)
+
+    @property
+    def block_columns(self) -> int:
+        return -(-self.in_features // self.block)
 
     @property
     def sites(self) -> int:
-        """Positions in W, active or not."""
-        return self.out_features * self.in_features
+        """Positions where a slot could be, active or not."""
+        return self.block_rows * self.block_columns
 
     @property
     def n_inactive(self) -> int:
         return self.sites - self.n_active
 
     @property
+    def weights(self) -> int:
+        """Weights of W if it were dense."""
+        return self.out_features * self.in_features
+
+    @property
+    def n_values(self) -> int:
+        """Values held: those of all active slots, what reaches beyond W included."""
+        return self.n_active * self.block * self.block
+
+    @property
+    def values_shape(self) -> tuple[int, ...]:
+        """(K,) for single values, (G, b, b) for blocks."""
+        return (self.n_active,) if self.block == 1 else (self.n_active, self.block, self.block)
+
+    @property
     def density(self) -> float:
-        """Active values over sites, after rounding to a whole count."""
+        """Active slots over sites, after rounding to a whole count."""
         return self.n_active / self.sites
 
     @property
@@ -59,7 +96,7 @@ class Layout:
 
     @property
     def index_dtype(self) -> torch.dtype:
-        """The smallest integer type that holds every site."""
+        """The integer type in which sites are computed with."""
         return torch.int32 if self.sites - 1 <= _INT32_MAX else torch.int64
 
     def validate_index(self, index_K: Tensor) -> None:

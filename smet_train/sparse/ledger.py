@@ -34,8 +34,8 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(active, dense-equivalent) number of parameters; a tied weight counts once."""
     active = sum(parameter.numel() for parameter in model.parameters())
-    inactive = sum(layer.layout.n_inactive for layer in sparse_layers(model).values())
-    return active, active + inactive
+    extra = sum(layer.layout.weights - layer.layout.n_values for layer in sparse_layers(model).values())
+    return active, active + extra
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, *, ages: bool) -> int:
@@ -54,10 +54,10 @@ def measure(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[LedgerRo
     values = [layer.values for layer in layers]
     sparse_ids = {id(parameter) for parameter in values}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in sparse_ids]
-    dense_values = sum(layer.layout.sites * layer.values.element_size() for layer in layers)
+    dense_values = sum(layer.layout.weights * layer.values.element_size() for layer in layers)
     moments = [_state_bytes(optimizer, parameter, ages=False) for parameter in values]
     dense_moments = sum(
-        round(held / layer.layout.n_active) * layer.layout.sites for held, layer in zip(moments, layers, strict=True)
+        round(held / layer.layout.n_values) * layer.layout.weights for held, layer in zip(moments, layers, strict=True)
     )
     ages = sum(_state_bytes(optimizer, parameter, ages=True) for parameter in values)
     rest_bytes = _bytes(rest)
@@ -67,7 +67,7 @@ def measure(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[LedgerRo
         LedgerRow("gradients", _bytes(values), dense_values),
         LedgerRow("moments", sum(moments), dense_moments),
         LedgerRow("ages", ages, 0),
-        LedgerRow("index", _bytes(layer.index for layer in layers), 0),
+        LedgerRow("index", _bytes(layer.packed_index for layer in layers), 0),
         LedgerRow("dense rest: parameters", rest_bytes, rest_bytes),
         LedgerRow("dense rest: gradients", rest_bytes, rest_bytes),
         LedgerRow("dense rest: moments", rest_moments, rest_moments),

@@ -7,20 +7,22 @@ import torch
 from torch import Tensor, nn
 
 from smet_train.sparse.backends import Backend, get_backend
+from smet_train.sparse.dense import scatter_dense
+from smet_train.sparse.index import pack, unpack
 from smet_train.sparse.layout import Layout
 
 
 class SparseLinear(nn.Module):
-    """y = x W^T + b with W held as ``values`` (K,) and a sorted ``index`` (K,) of active sites.
+    """y = x W^T + b with W held as ``values``, (K,) or (G, b, b) for blocks, and an index of the active sites.
 
     Because the parameter holds active values only, so do its gradient, its optimizer state, gradient clipping,
     all-reduce and checkpoints. The index alone says which sites are active: a grown value starts at 0.0 and is active
-    all the same. Topology changes write in place into both tensors and then call :meth:`topology_changed`.
+    all the same. It is held packed (:mod:`smet_train.sparse.index`); ``index`` unpacks it anew each time it is read.
 
     Args:
         layout: shape and number of active values.
         index_K: the active sites, checked against ``layout``.
-        values_K: their values.
+        values_K: their values, of the shape that ``layout`` says.
         bias_O: dense bias of shape (O,), or None.
         backend: name of the compute backend.
 
@@ -29,7 +31,7 @@ class SparseLinear(nn.Module):
         BackendError: if the backend is unknown or can't compute such a layer.
     """
 
-    index: Tensor
+    packed_index: Tensor
 
     def __init__(
         self, layout: Layout, index_K: Tensor, values_K: Tensor, bias_O: Tensor | None = None, backend: str = "densify"
@@ -39,7 +41,7 @@ class SparseLinear(nn.Module):
         self.layout = layout
         self.backend: Backend = get_backend(backend, layout, values_K.dtype, values_K.device)
         self.values = nn.Parameter(values_K)
-        self.register_buffer("index", index_K)
+        self.register_buffer("packed_index", pack(index_K, layout))
         self.bias = None if bias_O is None else nn.Parameter(bias_O)
         self._plan: Any = None
         self.register_load_state_dict_post_hook(_after_load)
@@ -51,6 +53,17 @@ class SparseLinear(nn.Module):
     @property
     def out_features(self) -> int:
         return self.layout.out_features
+
+    @property
+    def index(self) -> Tensor:
+        """The active sites, ascending, shape (K,): a fresh tensor."""
+        return unpack(self.packed_index, self.layout)
+
+    @torch.no_grad()
+    def set_index(self, index_K: Tensor) -> None:
+        """Take over other sites, as many as before, ascending; in place."""
+        self.packed_index.copy_(pack(index_K, self.layout))
+        self.topology_changed()
 
     def topology_changed(self) -> None:
         """Forget what was worked out for the old index."""
@@ -64,9 +77,9 @@ class SparseLinear(nn.Module):
             LayoutError: if nothing would be left.
         """
         layout = replace(self.layout, n_active=int(keep_K.sum()))
+        self.packed_index = pack(self.index[keep_K], layout)
         self.values.grad = None
         self.values.data = self.values.data[keep_K]
-        self.index = self.index[keep_K]
         self.layout = layout
         self.topology_changed()
 
@@ -79,7 +92,7 @@ class SparseLinear(nn.Module):
     def forward(self, x_NI: Tensor) -> Tensor:
         """(..., I) -> (..., O). Under autocast the product runs in autocast's dtype, as ``nn.Linear``'s does."""
         if self._plan is None:
-            self._plan = self.backend.plan(self.index, self.layout)
+            self._plan = self.backend.plan(self.packed_index, self.layout)
         values_K: Tensor = self.values
         bias_O: Tensor | None = self.bias
         device_type = x_NI.device.type
@@ -93,13 +106,11 @@ class SparseLinear(nn.Module):
     @torch.no_grad()
     def to_dense(self) -> Tensor:
         """A dense copy of W, shape (O, I)."""
-        flat = self.values.new_zeros(self.layout.sites)
-        flat[self.index.long()] = self.values
-        return flat.view(self.out_features, self.in_features)
+        return scatter_dense(self.values, self.index, self.layout)
 
     def extra_repr(self) -> str:
         return (
-            f"in_features={self.in_features}, out_features={self.out_features}, active={self.layout.n_active}, "
+            f"in_features={self.in_features}, out_features={self.out_features}, active={self.layout.n_values}, "
             f"density={self.layout.density:.4g}, bias={self.bias is not None}, backend={self.backend.name}"
         )
 

@@ -38,8 +38,7 @@ def apply_move(
         state.copy_(move.gather_all(state) if inherits else move.gather(state))
     parameter.copy_(move.gather(parameter.detach()))
     parameter.grad = None
-    layer.index.copy_(move.new_index_K)
-    layer.topology_changed()
+    layer.set_index(move.new_index_K)
 
 
 @torch.no_grad()
@@ -61,7 +60,7 @@ def apply_shrink(name: str, layer: SparseLinear, keep_K: Tensor, optimizer: torc
 
 
 def _check_per_slot(name: str, key: str, state: Tensor, parameter: Tensor) -> None:
-    if state.shape != parameter.shape:
+    if state.shape[0] != parameter.shape[0]:
         raise LayoutError(
             f"layer {name}: optimizer state '{key}' has shape {tuple(state.shape)}, the values "
             f"{tuple(parameter.shape)}; a topology can only move with state that is held per active value"
@@ -81,5 +80,5 @@ def check_moved(
     layer.layout.validate_index(layer.index)
     held = {"values": layer.values.detach(), **({} if keep_moments else optimizer.state[layer.values])}
     for key, state in held.items():
-        if isinstance(state, Tensor) and state.shape == layer.values.shape and bool(state[move.grown_K].any()):
+        if isinstance(state, Tensor) and state.dim() > 0 and bool(state[move.grown_K].any()):
             raise LayoutError(f"layer {name}: '{key}' is not zero at a slot grown in this update")

@@ -26,7 +26,7 @@ class Exploration:
         self.bits: dict[str, Tensor] = {}
         self.ever_active = 0
         for name, layer in layers.items():
-            self.bits[name] = torch.zeros(_bytes(layer.layout), dtype=torch.uint8, device=layer.index.device)
+            self.bits[name] = torch.zeros(_bytes(layer.layout), dtype=torch.uint8, device=layer.values.device)
             self.visit(name, layer.index)
 
     @property

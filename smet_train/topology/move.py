@@ -22,9 +22,9 @@ class Move:
         return self.source_K < 0
 
     def gather(self, old_K: Tensor) -> Tensor:
-        """What was held per slot, in the new order, zero where grown."""
+        """What was held per slot (any shape behind the first dimension), in the new order, zero where grown."""
         moved = old_K.index_select(0, self.source_K.clamp(min=0))
-        return moved.masked_fill_(self.grown_K, 0)
+        return moved.masked_fill_(self.grown_K.view(-1, *[1] * (old_K.dim() - 1)), 0)
 
     def gather_all(self, old_K: Tensor) -> Tensor:
         """As :meth:`gather`, but the n-th grown slot takes over what the n-th dropped slot held."""

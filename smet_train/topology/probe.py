@@ -11,17 +11,20 @@ update, and the micro-batches are run again for the next sites: about 1/density 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from smet_train.sparse.dense import gather_values
+from smet_train.sparse.layout import Layout
 from smet_train.sparse.linear import SparseLinear
+from smet_train.topology.scores import magnitude
 from smet_train.topology.select import keep_highest
 
-_CHUNK_SITES = 1 << 22  # 16 MiB in fp32
+_CHUNK_WEIGHTS = 1 << 22  # 16 MiB in fp32
 
 RowsGradient = Callable[[int, int], Tensor]  # the gradient of rows first..last, shape (last - first, I)
 
@@ -45,7 +48,7 @@ class _Rows:
     name: str
     first: int
     last: int
-    sites: int
+    weights: int
 
 
 class _Best:
@@ -53,16 +56,16 @@ class _Best:
 
     def __init__(self, layer: SparseLinear, capacity: int) -> None:
         self.layer, self.capacity = layer, capacity
-        self.sites = layer.index.new_empty(0)
-        self.scores = torch.empty(0, dtype=_precise(layer), device=layer.index.device)
+        self.sites = torch.empty(0, dtype=layer.layout.index_dtype, device=layer.values.device)
+        self.scores = torch.empty(0, dtype=_precise(layer), device=layer.values.device)
 
     def offer(self, rows: _Rows, gradient: Tensor) -> None:
         """Take the best of these rows, whose gradient is used up."""
-        scores = gradient.reshape(-1).abs_()
+        scores = magnitude(_as_blocks(gradient, _layout_of(self.layer, rows)))
         scores[_active_inside(self.layer, rows)[1]] = -1.0  # active sites can't grow
         kept = keep_highest(scores, max(0, scores.numel() - self.capacity)).nonzero().squeeze(1)
         kept = kept[scores[kept] >= 0]
-        sites = (kept + rows.first * self.layer.in_features).to(self.sites.dtype)
+        sites = (kept + _first_site(self.layer, rows)).to(self.sites.dtype)
         self.sites, self.scores = torch.cat([self.sites, sites]), torch.cat([self.scores, scores[kept]])
         if self.sites.numel() > self.capacity:
             best = keep_highest(self.scores, self.scores.numel() - self.capacity)
@@ -87,7 +90,7 @@ def probe_gradients(
     """
     wanted = {layer.values: layer.values.requires_grad for layer in layers.values()}
     best = {name: _Best(layer, n_grow[name]) for name, layer in layers.items() if n_grow[name]}
-    at_active = {name: _zeros(layer, layer.layout.n_active) for name, layer in layers.items()} if active else {}
+    at_active = {name: _zeros(layer) for name, layer in layers.items()} if active else {}
     for values in wanted:
         values.requires_grad_(False)
     try:
@@ -106,11 +109,13 @@ def probe_bytes(
     sites and, with ``active``, the gradients of the active values."""
     passes = _passes(layers, n_grow, n_micro_batches)
     if n_micro_batches == 1:
-        dense = max((rows.sites * _width(layers[rows.name]) for rows in passes[0]), default=0)
+        dense = max((rows.weights * _width(layers[rows.name]) for rows in passes[0]), default=0)
     else:
-        dense = max(sum(rows.sites * _width(layers[rows.name]) for rows in rows_of_pass) for rows_of_pass in passes)
-    candidates = sum(n_grow[name] * (_width(layer) + layer.index.element_size()) for name, layer in layers.items())
-    return dense + candidates + sum(layer.layout.n_active * _width(layer) for layer in layers.values() if active)
+        dense = max(sum(rows.weights * _width(layers[rows.name]) for rows in rows_of_pass) for rows_of_pass in passes)
+    candidates = sum(
+        n_grow[name] * (_width(layer) + layer.layout.index_dtype.itemsize) for name, layer in layers.items()
+    )
+    return dense + candidates + sum(layer.layout.n_values * _width(layer) for layer in layers.values() if active)
 
 
 def _precise(layer: SparseLinear) -> torch.dtype:
@@ -122,36 +127,54 @@ def _width(layer: SparseLinear) -> int:
     return _precise(layer).itemsize
 
 
-def _zeros(layer: SparseLinear, n: int) -> Tensor:
-    return torch.zeros(n, dtype=_precise(layer), device=layer.index.device)
+def _zeros(layer: SparseLinear) -> Tensor:
+    return torch.zeros(layer.layout.values_shape, dtype=_precise(layer), device=layer.values.device)
 
 
 def _chunks(name: str, layer: SparseLinear) -> list[_Rows]:
-    rows, columns = max(1, _CHUNK_SITES // layer.in_features), layer.in_features
+    block, columns = layer.layout.block, layer.in_features
+    rows = max(1, _CHUNK_WEIGHTS // (columns * block)) * block
     edges = [*range(0, layer.out_features, rows), layer.out_features]
     return [_Rows(name, first, last, (last - first) * columns) for first, last in pairwise(edges)]
+
+
+def _layout_of(layer: SparseLinear, rows: _Rows) -> Layout:
+    """The layout of these rows alone; how many of their sites are active does not matter."""
+    return replace(layer.layout, out_features=rows.last - rows.first, n_active=1)
+
+
+def _first_site(layer: SparseLinear, rows: _Rows) -> int:
+    return rows.first // layer.layout.block * layer.layout.block_columns
+
+
+def _as_blocks(dense: Tensor, layout: Layout) -> Tensor:
+    """A dense gradient with one slot a site: (sites,) or (sites, b, b)."""
+    if layout.block == 1:
+        return dense.reshape(-1)
+    every_site = torch.arange(layout.sites, dtype=layout.index_dtype, device=dense.device)
+    return gather_values(dense, every_site, layout)
 
 
 def _passes(layers: Mapping[str, SparseLinear], n_grow: Mapping[str, int], n_micro_batches: int) -> list[list[_Rows]]:
     """Which rows each pass over the micro-batches looks for growth in: all in one pass if nothing must be summed, else
     as many as fit the room of the gradients. There is always one pass, for the active values."""
-    room = max(_CHUNK_SITES, sum(layer.layout.n_active for layer in layers.values()))
+    room = max(_CHUNK_WEIGHTS, sum(layer.layout.n_values for layer in layers.values()))
     passes: list[list[_Rows]] = [[]]
     held = 0
     for rows in (rows for name, layer in layers.items() if n_grow[name] for rows in _chunks(name, layer)):
-        held += rows.sites
+        held += rows.weights
         if n_micro_batches > 1 and held > room and passes[-1]:
             passes.append([])
-            held = rows.sites
+            held = rows.weights
         passes[-1].append(rows)
     return passes
 
 
 def _active_inside(layer: SparseLinear, rows: _Rows) -> tuple[slice, Tensor]:
     """The slots whose sites lie in ``rows``, and those sites counted from the first of ``rows``."""
-    offset, end = rows.first * layer.in_features, rows.last * layer.in_features
-    low, high = (int(torch.searchsorted(layer.index, edge)) for edge in (offset, end))
-    return slice(low, high), layer.index[low:high] - offset
+    index_K, offset = layer.index, _first_site(layer, rows)
+    low, high = (int(torch.searchsorted(index_K, edge)) for edge in (offset, offset + _layout_of(layer, rows).sites))
+    return slice(low, high), index_K[low:high] - offset
 
 
 def _run_pass(
@@ -174,7 +197,7 @@ def _run_pass(
             dense = gradient(rows.first, rows.last).to(_precise(layer))
             if name in at_active:
                 slots, inside = _active_inside(layer, rows)
-                at_active[name][slots] += dense.reshape(-1)[inside] / n
+                at_active[name][slots] += gather_values(dense, inside, _layout_of(layer, rows)) / n
             if rows in growing and n == 1:
                 best[name].offer(rows, dense)
             elif rows in growing:

@@ -33,6 +33,10 @@ def move_count(layout: Layout, drop_fraction: float) -> int:
     return min(int(drop_fraction * layout.n_active), layout.n_inactive)
 
 
+def _slot_size(layout: Layout) -> int:
+    return layout.block * layout.block
+
+
 def topology_ledger(
     layers: Mapping[str, SparseLinear],
     schedule: TopologySchedule | None,
@@ -128,13 +132,11 @@ class TopologyUpdater:
                 kept_young += int(newest[move.source_K[~move.grown_K]].sum())
             self._apply(name, layer, move, step)
         self.last_step = step
-        active = sum(layer.layout.n_active for layer in self.layers.values())
-        sites = sum(layer.layout.sites for layer in self.layers.values())
-        moved = sum(counts.values())
+        moved = sum(count * _slot_size(self.layers[name].layout) for name, count in counts.items())
         return {
             "dropped": moved,
             "grown": moved,
-            "density": active / sites,
+            "density": self._density(),
             "drop_fraction": fraction,
             "survived": kept_young / young if young else None,
             "mean_age_steps": self._mean_age_steps(step),
@@ -144,30 +146,37 @@ class TopologyUpdater:
     @torch.no_grad()
     def _prune(self, schedule: TopologySchedule, step: int) -> dict[str, Any]:
         """Drop what the cubic schedule takes and grow nothing."""
-        before = sum(layer.layout.n_active for layer in self.layers.values())
+        before = self._active_values()
         for name, layer in self.layers.items():
             density = schedule.pruned_density(step, self.targets[name])
-            left = Layout.from_density(layer.out_features, layer.in_features, density).n_active
+            left = Layout.from_density(layer.out_features, layer.in_features, density, layer.layout.block).n_active
             n_drop = max(0, layer.layout.n_active - left)
             apply_shrink(name, layer, keep_highest(self._scores(name, layer, step, None), n_drop), self.optimizer)
         self.last_step = step
-        active = sum(layer.layout.n_active for layer in self.layers.values())
-        sites = sum(layer.layout.sites for layer in self.layers.values())
+        active = self._active_values()
         return {
             "dropped": before - active,
             "grown": 0,
-            "density": active / sites,
+            "density": self._density(),
             "drop_fraction": 1 - active / before,
             "survived": None,
             "mean_age_steps": None,
             "ever_active": 1.0,
         }
 
+    def _active_values(self) -> int:
+        return sum(layer.layout.n_values for layer in self.layers.values())
+
+    def _density(self) -> float:
+        """Active sites over all sites, a site as large as its block."""
+        sites = sum(layer.layout.sites * _slot_size(layer.layout) for layer in self.layers.values())
+        return self._active_values() / sites
+
     def fit(self, n_active: Mapping[str, int]) -> None:
         """Shrink layers that a checkpoint holds with fewer active values, before its tensors are copied into them."""
         for name, layer in self.layers.items():
             if self.rules.prunes and n_active.get(name, layer.layout.n_active) < layer.layout.n_active:
-                keep = torch.zeros(layer.layout.n_active, dtype=torch.bool, device=layer.index.device)
+                keep = torch.zeros(layer.layout.n_active, dtype=torch.bool, device=layer.values.device)
                 keep[: n_active[name]] = True
                 apply_shrink(name, layer, keep, self.optimizer)
 
@@ -194,12 +203,13 @@ class TopologyUpdater:
     @torch.no_grad()
     def _move(self, name: str, layer: SparseLinear, count: int, step: int, probed: Probed | None) -> Move:
         keep = keep_highest(self._scores(name, layer, step, probed), count)
+        index_K = layer.index
         if self.rules.grow == "gradient":
             assert probed is not None
-            grown = probed.sites[name] if count else layer.index.new_empty(0)
+            grown = probed.sites[name] if count else index_K.new_empty(0)
         else:
-            grown = grow_random(layer.index, count, layer.layout.sites, stream_key(self.seed, name, step, "grow"))
-        return make_move(layer.index, keep, grown)
+            grown = grow_random(index_K, count, layer.layout.sites, stream_key(self.seed, name, step, "grow"))
+        return make_move(index_K, keep, grown)
 
     def _scores(self, name: str, layer: SparseLinear, step: int, probed: Probed | None) -> Tensor:
         if self.rules.drop == "soft_magnitude":
@@ -214,14 +224,14 @@ class TopologyUpdater:
     def _apply(self, name: str, layer: SparseLinear, move: Move, step: int) -> None:
         apply_move(name, layer, move, self.optimizer, step, keep_moments=self.rules.keep_moments)
         if self.exploration is not None:
-            self.exploration.visit(name, layer.index[move.grown_K])
+            self.exploration.visit(name, move.new_index_K[move.grown_K])
         if self.check_invariants:
             check_moved(name, layer, move, self.optimizer, keep_moments=self.rules.keep_moments)
 
     def _newest(self, layer: SparseLinear) -> Tensor | None:
         """True at the slots that the update before grew; None before any update, or where no ages are kept."""
         state = self.optimizer.state[layer.values]
-        return state["age"] == 0 if state.get("moved_steps") else None
+        return state["age"].flatten() == 0 if state.get("moved_steps") else None
 
     def _mean_age_steps(self, step: int) -> float | None:
         """Mean number of steps that the active values have existed; of those older than 255 updates, at least that."""
@@ -232,7 +242,7 @@ class TopologyUpdater:
                 return None
             oldest = step - state["moved_steps"][-1] if state["moved_steps"] else step  # at least, where ages end
             ages = [oldest if age == math.inf else age for age, _ in local_steps(step, state["moved_steps"])]
-            held = torch.bincount(state["age"].long(), minlength=len(ages)).tolist()
+            held = torch.bincount(state["age"].flatten().long(), minlength=len(ages)).tolist()
             total += sum(age * n for age, n in zip(ages, held, strict=True))
             count += sum(held)
         return total / count if count else None

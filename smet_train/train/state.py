@@ -105,7 +105,7 @@ def restore(run: Run, snapshot: Snapshot, *, same_folder: bool) -> None:
     plain = snapshot.plain
     try:
         saved = snapshot.tensors["model"]
-        run.topology.fit({name: saved[f"{name}.index"].numel() for name in run.topology.layers})
+        run.topology.fit({name: saved[f"{name}.values"].shape[0] for name in run.topology.layers})
         restore_model(run.model, saved)
         run.optimizer.restore(_names(run.model), snapshot.tensors["optimizer"], plain["optimizer"])
         restore_random_state(snapshot.tensors["random"], run.device)

@@ -59,6 +59,7 @@ GRID = [
     ["method=dense"],
     ["method=gmp", "topology.interval=2"],
     ["method=static", "train.precision=bf16", "model.tie_embeddings=true"],
+    ["method=smet_rigl", "sparsity.block_size=16", "sparsity.density=0.25", "topology.interval=2"],
     ["method=smet_rigl", "train.precision=bf16_mixed", "topology.interval=2"],
     ["method=rigl", "topology.interval=2", "train.batch_size=4", "train.micro_batch_size=1"],
     ["method=set", "sparsity.allocation=erk", "tracking.exploration=false", "optimizer.grad_clip=0"],

@@ -11,6 +11,8 @@ from smet_train.errors import BackendError
 from smet_train.sparse import Layout
 from smet_train.sparse.backends import BACKENDS, get_backend
 from smet_train.sparse.backends import densify as densify_module
+from smet_train.sparse.dense import gather_values, scatter_dense
+from smet_train.sparse.index import pack
 from smet_train.sparse.sampling import first_index
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (5, 8), (16, 12), (33, 17)]
@@ -18,38 +20,47 @@ DENSITIES = [0.1, 0.5, 1.0]
 
 
 def problem(
-    rows: int, columns: int, density: float, dtype: torch.dtype = torch.float64
+    rows: int, columns: int, density: float, dtype: torch.dtype = torch.float64, block: int = 1
 ) -> tuple[Layout, Tensor, Tensor]:
     torch.manual_seed(rows * 100 + columns)
-    layout = Layout(rows, columns, max(1, round(density * rows * columns)))
-    return layout, first_index(layout, 3), torch.randn(layout.n_active, dtype=dtype)
+    sites = -(-rows // block) * -(-columns // block)
+    layout = Layout(rows, columns, max(1, round(density * sites)), block)
+    index = first_index(layout, 3)
+    inside = gather_values(torch.ones(rows, columns, dtype=dtype), index, layout)
+    return layout, index, torch.randn(layout.values_shape, dtype=dtype) * inside
 
 
 def dense_oracle(
     x: Tensor, values: Tensor, index: Tensor, layout: Layout, grad_y: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, dx and dvalues of a dense layer with a masked weight; independent of every backend's code."""
-    weight = torch.zeros(layout.sites, dtype=values.dtype)
-    weight[index.long()] = values
-    weight = weight.view(layout.out_features, layout.in_features).requires_grad_()
+    b = layout.block
+    weight = torch.zeros(layout.block_rows * b, layout.block_columns * b, dtype=values.dtype)
+    at = [(s // layout.block_columns * b, s % layout.block_columns * b) for s in index.tolist()]
+    for (row, column), block in zip(at, values, strict=True):
+        weight[row : row + b, column : column + b] = block
+    wide = weight.requires_grad_()
+    weight = wide[: layout.out_features, : layout.in_features]
     x = x.detach().requires_grad_()
     y = F.linear(x, weight)
     y.backward(grad_y)
-    assert weight.grad is not None
+    assert wide.grad is not None
     assert x.grad is not None
-    return y.detach(), x.grad, weight.grad.view(-1)[index.long()]
+    grad_values = torch.stack([wide.grad[row : row + b, column : column + b] for row, column in at])
+    return y.detach(), x.grad, grad_values.view(layout.values_shape)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize(("shape", "density"), list(product(SHAPES, DENSITIES)))
 @pytest.mark.parametrize("leading", [(), (6,), (2, 3), (0,)])
+@pytest.mark.parametrize("block", [1, 3, 4])
 def test_equals_a_masked_dense_layer_in_fp64(
-    name: str, shape: tuple[int, int], density: float, leading: tuple[int, ...]
+    name: str, shape: tuple[int, int], density: float, leading: tuple[int, ...], block: int
 ) -> None:
-    layout, index, values = problem(*shape, density)
+    layout, index, values = problem(*shape, density, block=block)
     x = torch.randn(*leading, layout.in_features, dtype=torch.float64, requires_grad=True)
     values.requires_grad_()
-    y = BACKENDS[name].matmul(x, values, BACKENDS[name].plan(index, layout))
+    y = BACKENDS[name].matmul(x, values, BACKENDS[name].plan(pack(index, layout), layout))
     grad_y = torch.randn_like(y)
     y.backward(grad_y)
     expected = dense_oracle(x, values.detach(), index, layout, grad_y)
@@ -61,7 +72,7 @@ def test_equals_a_masked_dense_layer_in_fp64(
 def test_a_non_contiguous_input_gives_the_same(name: str) -> None:
     layout, index, values = problem(9, 6, 0.4)
     wide = torch.randn(5, 12, dtype=torch.float64)
-    plan = BACKENDS[name].plan(index, layout)
+    plan = BACKENDS[name].plan(pack(index, layout), layout)
     strided = wide[:, ::2]
     assert BACKENDS[name].matmul(strided, values, plan).equal(BACKENDS[name].matmul(strided.contiguous(), values, plan))
 
@@ -70,7 +81,7 @@ def test_a_non_contiguous_input_gives_the_same(name: str) -> None:
 def test_rows_without_values_give_zero(name: str) -> None:
     layout = Layout(4, 3, 2)
     index = torch.tensor([3, 5], dtype=torch.int32)  # both in row 1
-    plan = BACKENDS[name].plan(index, layout)
+    plan = BACKENDS[name].plan(pack(index, layout), layout)
     y = BACKENDS[name].matmul(torch.ones(2, 3, dtype=torch.float64), torch.ones(2, dtype=torch.float64), plan)
     assert y.tolist() == [[0.0, 2.0, 0.0, 0.0]] * 2
 
@@ -78,7 +89,7 @@ def test_rows_without_values_give_zero(name: str) -> None:
 @pytest.mark.parametrize("name", BACKENDS)
 def test_gradcheck(name: str) -> None:
     layout, index, values = problem(5, 4, 0.5)
-    plan = BACKENDS[name].plan(index, layout)
+    plan = BACKENDS[name].plan(pack(index, layout), layout)
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, v: BACKENDS[name].matmul(x, v, plan), (x, values.requires_grad_()))
 
@@ -88,7 +99,7 @@ def test_densify_computes_only_the_gradient_that_is_wanted(wanted: str) -> None:
     layout, index, values = problem(5, 4, 0.5)
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=wanted == "x")
     values.requires_grad_(wanted == "values")
-    BACKENDS["densify"].matmul(x, values, BACKENDS["densify"].plan(index, layout)).sum().backward()
+    BACKENDS["densify"].matmul(x, values, BACKENDS["densify"].plan(pack(index, layout), layout)).sum().backward()
     assert (x.grad is not None, values.grad is not None) == (wanted == "x", wanted == "values")
 
 
@@ -102,24 +113,23 @@ def test_densify_saves_nothing_dense_for_backward() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        BACKENDS["densify"].matmul(x, values.requires_grad_(), BACKENDS["densify"].plan(index, layout))
+        BACKENDS["densify"].matmul(x, values.requires_grad_(), BACKENDS["densify"].plan(pack(index, layout), layout))
     assert saved
     assert max(saved) <= max(layout.n_active, x.numel())
 
 
 def test_no_dense_weight_outlives_a_densify_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[Tensor]] = []
-    scatter = densify_module.scatter_dense
 
     def watched(*args: object) -> Tensor:
-        weight = scatter(*args)  # type: ignore[arg-type]
+        weight = scatter_dense(*args)  # type: ignore[arg-type]
         made.append(weakref.ref(weight))
         return weight
 
     monkeypatch.setattr(densify_module, "scatter_dense", watched)
     layout, index, values = problem(16, 12, 0.5)
     x = torch.randn(4, 12, dtype=torch.float64, requires_grad=True)
-    y = BACKENDS["densify"].matmul(x, values.requires_grad_(), BACKENDS["densify"].plan(index, layout))
+    y = BACKENDS["densify"].matmul(x, values.requires_grad_(), BACKENDS["densify"].plan(pack(index, layout), layout))
     gc.collect()
     assert [reference() for reference in made] == [None]  # forward's is gone, though its backward is still to come
     y.sum().backward()

@@ -26,7 +26,9 @@ def test_forward_is_that_of_the_dense_weight(backend: str, bias: bool) -> None:
 def test_holds_active_values_only() -> None:
     sparse = layer()
     assert {name: p.shape for name, p in sparse.named_parameters()} == {"values": (9,), "bias": (6,)}
-    assert {name: b.shape for name, b in sparse.named_buffers()} == {"index": (9,)}
+    assert {name: (b.shape, b.dtype) for name, b in sparse.named_buffers()} == {
+        "packed_index": ((4,), torch.uint8)  # 30 sites, one bit each
+    }
 
 
 def test_a_zero_value_stays_active() -> None:
@@ -45,8 +47,7 @@ def test_loading_another_topology_takes_effect() -> None:
     source, target = layer(), layer()
     other = first_index(source.layout, 2)
     assert not other.equal(source.index)
-    source.index.copy_(other)
-    source.topology_changed()
+    source.set_index(other)
     x = torch.randn(2, 5)
     target(x)  # makes a plan for the old index
     target.load_state_dict(source.state_dict())
@@ -55,8 +56,8 @@ def test_loading_another_topology_takes_effect() -> None:
 
 def test_loading_a_broken_index_is_refused() -> None:
     state = layer().state_dict()
-    state["index"] = state["index"].flip(0)
-    with pytest.raises(LayoutError, match="not sorted and unique"):
+    state["packed_index"] = ~state["packed_index"]
+    with pytest.raises(LayoutError, match="the bitmap of a layer marks 23 of 30 sites, not 9"):
         layer().load_state_dict(state)
 
 
@@ -84,7 +85,7 @@ def test_a_change_of_dtype_and_a_deep_copy_keep_working() -> None:
     expected = sparse(x)
     torch.testing.assert_close(copy.deepcopy(sparse)(x), expected)
     torch.testing.assert_close(sparse.double()(x.double()).float(), expected)
-    assert sparse.index.dtype == torch.int32
+    assert sparse.packed_index.dtype == torch.uint8
 
 
 def test_its_text_states_the_facts() -> None:

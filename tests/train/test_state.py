@@ -29,7 +29,7 @@ def test_tied_tensors_are_saved_once_and_come_back() -> None:
     tied["c"] = nn.Linear(6, 6, bias=False)
     tied["c"].register_parameter("weight", tied["b"].get_parameter("weight"))
     tensors = {name: tensor.clone() for name, tensor in model_tensors(tied).items()}
-    assert sorted(tensors) == ["a.index", "a.values", "b.weight"]
+    assert sorted(tensors) == ["a.packed_index", "a.values", "b.weight"]
     with torch.no_grad():
         tied["b"].get_parameter("weight").zero_()
     restore_model(tied, tensors)
@@ -47,7 +47,7 @@ def test_tensors_of_another_model_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"of torch\.bfloat16 there"):
         restore_model(model(), {**saved, "b.weight": saved["b.weight"].bfloat16()})
     with pytest.raises(LayoutError):
-        restore_model(model(), {**saved, "a.index": saved["a.index"].flip(0)})
+        restore_model(model(), {**saved, "a.packed_index": ~saved["a.packed_index"]})
 
 
 def test_a_checkpoint_that_lacks_a_part_is_refused(quick_config: Callable[..., Config], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from smet_train.sparse.layout import Layout
 class Backend(Protocol):
     """Computes y = x W^T for a weight that exists only as active values.
 
-    Shapes: N tokens (any leading dimensions), I in, O out, K active values.
+    Shapes: N tokens (any leading dimensions), I in, O out; values (K,), or (G, b, b) for G active blocks of edge b.
     """
 
     name: str
@@ -20,10 +20,10 @@ class Backend(Protocol):
         """None if this backend can compute such a layer, else the reason why not, in words for the log."""
         ...
 
-    def plan(self, index_K: Tensor, layout: Layout) -> Any:
+    def plan(self, packed: Tensor, layout: Layout) -> Any:
         """What is worth working out once per topology; passed to every ``matmul`` until the topology moves."""
         ...
 
-    def matmul(self, x_NI: Tensor, values_K: Tensor, plan: Any) -> Tensor:
-        """y of shape (..., O), differentiable in ``x_NI`` and ``values_K`` only; both have the same dtype."""
+    def matmul(self, x_NI: Tensor, values: Tensor, plan: Any) -> Tensor:
+        """y of shape (..., O), differentiable in ``x_NI`` and ``values`` only; both have the same dtype."""
         ...

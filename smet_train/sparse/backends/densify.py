@@ -11,41 +11,36 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from smet_train.sparse.dense import gather_values, scatter_dense
+from smet_train.sparse.index import unpack
 from smet_train.sparse.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
 class DensifyPlan:
-    index_K: Tensor
+    packed: Tensor
     layout: Layout
-
-
-def scatter_dense(values_K: Tensor, index_K: Tensor, layout: Layout) -> Tensor:
-    """The dense weight, shape (O, I): zero everywhere but at the active sites."""
-    flat = values_K.new_zeros(layout.sites)
-    # Assignment and not addition: sites are unique, so the result is the same bits on every device.
-    flat.index_put_((index_K,), values_K)
-    return flat.view(layout.out_features, layout.in_features)
 
 
 class _DensifyMatmul(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, values_K: Tensor, plan: DensifyPlan) -> Tensor:
-        ctx.save_for_backward(x_NI, values_K)
+    def forward(ctx: Any, x_NI: Tensor, values: Tensor, plan: DensifyPlan) -> Tensor:
+        ctx.save_for_backward(x_NI, values)
         ctx.plan = plan
-        return x_NI @ scatter_dense(values_K, plan.index_K, plan.layout).t()
+        return x_NI @ scatter_dense(values, unpack(plan.packed, plan.layout), plan.layout).t()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y_NO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x_NI, values_K = ctx.saved_tensors
+        x_NI, values = ctx.saved_tensors
         plan: DensifyPlan = ctx.plan
+        index_K = unpack(plan.packed, plan.layout)
         grad_x = grad_values = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad_y_NO @ scatter_dense(values_K, plan.index_K, plan.layout)
+            grad_x = grad_y_NO @ scatter_dense(values, index_K, plan.layout)
         if ctx.needs_input_grad[1]:
             grad_weight = grad_y_NO.flatten(0, -2).t() @ x_NI.flatten(0, -2)
-            grad_values = grad_weight.reshape(-1).index_select(0, plan.index_K)
+            grad_values = gather_values(grad_weight, index_K, plan.layout)
         return grad_x, grad_values, None
 
 
@@ -55,11 +50,11 @@ class DensifyBackend:
     def unsupported(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:  # noqa: ARG002
         return None
 
-    def plan(self, index_K: Tensor, layout: Layout) -> DensifyPlan:
-        return DensifyPlan(index_K, layout)
+    def plan(self, packed: Tensor, layout: Layout) -> DensifyPlan:
+        return DensifyPlan(packed, layout)
 
-    def matmul(self, x_NI: Tensor, values_K: Tensor, plan: DensifyPlan) -> Tensor:
+    def matmul(self, x_NI: Tensor, values: Tensor, plan: DensifyPlan) -> Tensor:
         if x_NI.dim() == 1:
-            return self.matmul(x_NI.unsqueeze(0), values_K, plan).squeeze(0)
-        y: Tensor = _DensifyMatmul.apply(x_NI, values_K, plan)
+            return self.matmul(x_NI.unsqueeze(0), values, plan).squeeze(0)
+        y: Tensor = _DensifyMatmul.apply(x_NI, values, plan)
         return y

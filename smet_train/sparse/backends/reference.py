@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from smet_train.sparse.dense import scatter_dense
+from smet_train.sparse.index import unpack
 from smet_train.sparse.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
 class ReferencePlan:
-    index_K: Tensor
+    packed: Tensor
     layout: Layout
 
 
@@ -25,10 +27,8 @@ class ReferenceBackend:
     def unsupported(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:  # noqa: ARG002
         return None
 
-    def plan(self, index_K: Tensor, layout: Layout) -> ReferencePlan:
-        return ReferencePlan(index_K, layout)
+    def plan(self, packed: Tensor, layout: Layout) -> ReferencePlan:
+        return ReferencePlan(packed, layout)
 
-    def matmul(self, x_NI: Tensor, values_K: Tensor, plan: ReferencePlan) -> Tensor:
-        layout = plan.layout
-        weight = values_K.new_zeros(layout.sites).index_put((plan.index_K.long(),), values_K)
-        return F.linear(x_NI, weight.view(layout.out_features, layout.in_features))
+    def matmul(self, x_NI: Tensor, values: Tensor, plan: ReferencePlan) -> Tensor:
+        return F.linear(x_NI, scatter_dense(values, unpack(plan.packed, plan.layout), plan.layout))
