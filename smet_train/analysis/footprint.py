@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, mm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
+from smet_train.sparse.backends import block, csr
 from smet_train.sparse.ledger import LedgerRow, measure
 from smet_train.train.step import token_loss
 
@@ -57,6 +58,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if func in _WORKSPACES:
+            self.peak = max(self.peak, self.now + _WORKSPACES[func](*args))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._see(leaf.untyped_storage())
@@ -150,6 +153,16 @@ def _addmm_in_place(_: Any, left: Any, right: Any, **__: Any) -> int:
 # torch's counter knows the fused attention of GPUs alone, and no product that adds to a tensor in place.
 _FLOPS = {
     torch.ops.aten.addmm_: _addmm_in_place,
+    torch.ops.smet.block_linear: block.flops,
+    torch.ops.smet.block_linear_backward: block.backward_flops,
+    torch.ops.smet.csr_linear: csr.flops,
+    torch.ops.smet.csr_linear_backward: csr.backward_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+# What our own operators allocate while they run, which nobody outside sees.
+_WORKSPACES = {
+    torch.ops.smet.csr_linear.default: csr.workspace_bytes,
+    torch.ops.smet.csr_linear_backward.default: csr.workspace_bytes,
 }

@@ -32,6 +32,8 @@ class TextUnit(Enum):
 
 class Backend(Enum):
     densify = "densify"
+    csr = "csr"
+    block = "block"
     reference = "reference"
 
 

@@ -4,11 +4,14 @@ import torch
 
 from smet_train.errors import BackendError
 from smet_train.sparse.backends.base import Backend
+from smet_train.sparse.backends.block import BlockBackend
+from smet_train.sparse.backends.csr import CsrBackend
 from smet_train.sparse.backends.densify import DensifyBackend
 from smet_train.sparse.backends.reference import ReferenceBackend
 from smet_train.sparse.layout import Layout
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (DensifyBackend(), ReferenceBackend())}
+_ALL: tuple[Backend, ...] = (DensifyBackend(), ReferenceBackend(), CsrBackend(), BlockBackend())
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 
 
 def get_backend(name: str, layout: Layout, dtype: torch.dtype, device: torch.device) -> Backend:

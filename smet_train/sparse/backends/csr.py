@@ -1,0 +1,161 @@
+"""Compressed rows on a CPU: work and memory in proportion to the density; no dense weight and no dense gradient.
+
+The operators take the packed index itself, so nothing about a topology is kept beside it.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smet_train.sparse.layout import Layout
+
+_LINE_TOKENS = 16  # tiles are whole vectors
+
+
+@dataclass(frozen=True, slots=True)
+class CsrPlan:
+    packed: Tensor
+    layout: Layout
+
+
+class CsrBackend:
+    name = "csr"
+
+    def unsupported(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:
+        if layout.block != 1:
+            return f"it computes single values, not blocks of {layout.block}; use block or densify"
+        if device.type not in ("cpu", "meta"):
+            return "its kernels are for CPUs; use densify"
+        if not dtype.is_floating_point:
+            return "it multiplies floating-point numbers"
+        if find_spec("numba") is None:
+            return "numba is not installed; type pip install numba"
+        return None
+
+    def plan(self, packed: Tensor, layout: Layout) -> CsrPlan:
+        return CsrPlan(packed, layout)
+
+    def matmul(self, x_NI: Tensor, values: Tensor, plan: CsrPlan) -> Tensor:
+        y: Tensor = csr_linear(x_NI, values, plan.packed, plan.layout.out_features)
+        return y
+
+
+@torch.library.custom_op("smet::csr_linear", mutates_args=(), device_types="cpu")
+def csr_linear(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -> Tensor:
+    """y = x W^T, (..., I) to (..., O), of values (K,) at the sites of ``packed``; in fp32, fp64 in fp64."""
+    from smet_train.sparse.backends import csr_kernels
+
+    csr_kernels.use_threads(torch.get_num_threads())
+    dtype = _compute_dtype(x)
+    flat = _rows(x, dtype)
+    y = torch.empty(flat.shape[0], out_features, dtype=dtype)
+    starts, columns = csr_kernels.compressed_rows(packed, Layout(out_features, x.shape[-1], values.numel()))
+    csr_kernels.multiply(
+        flat.numpy(), starts, columns, values.to(dtype).contiguous().numpy(), y.numpy(), _tile(flat.shape[0])
+    )
+    return y.to(x.dtype).view(*x.shape[:-1], out_features)
+
+
+@csr_linear.register_fake
+def _(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -> Tensor:  # noqa: ARG001
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+@torch.library.custom_op("smet::csr_linear_backward", mutates_args=(), device_types="cpu")
+def csr_linear_backward(
+    grad_y: Tensor, x: Tensor, values: Tensor, packed: Tensor, of_x: bool, of_values: bool
+) -> tuple[Tensor, Tensor]:
+    """(dL/dx, dL/dvalues); one that is not asked for is empty."""
+    from smet_train.sparse.backends import csr_kernels
+
+    threads = csr_kernels.use_threads(torch.get_num_threads())
+    dtype = _compute_dtype(x)
+    grad_y_NO, x_NI = _rows(grad_y, dtype), _rows(x, dtype)
+    tokens, inputs = x_NI.shape
+    grad_x = torch.empty(tokens if of_x else 0, inputs, dtype=dtype)
+    tile = _tile(tokens)
+    lanes = _lanes(tokens, tile, threads)
+    partial = torch.zeros(lanes, values.numel() if of_values else 0, dtype=dtype)
+    starts, columns = csr_kernels.compressed_rows(packed, Layout(grad_y.shape[-1], inputs, values.numel()))
+    csr_kernels.multiply_backward(
+        grad_y_NO.numpy(), x_NI.numpy(), starts, columns, values.to(dtype).contiguous().numpy(), grad_x.numpy(),
+        partial.numpy(), tile,
+    )  # fmt: skip
+    grad_values = partial.sum(0).to(values.dtype)
+    return grad_x.to(x.dtype).view(x.shape) if of_x else grad_x.to(x.dtype), grad_values
+
+
+@csr_linear_backward.register_fake
+def _(
+    grad_y: Tensor,  # noqa: ARG001
+    x: Tensor,
+    values: Tensor,
+    packed: Tensor,  # noqa: ARG001
+    of_x: bool,
+    of_values: bool,
+) -> tuple[Tensor, Tensor]:
+    grad_x = x.new_empty(x.shape if of_x else (0, x.shape[-1]))
+    return grad_x, values.new_empty(values.shape if of_values else (0,))
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs[:3])
+
+
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    x, values, packed = ctx.saved_tensors
+    of_x, of_values = ctx.needs_input_grad[:2]
+    grad_x, grad_values = csr_linear_backward(grad_y, x, values, packed, of_x, of_values)
+    return grad_x if of_x else None, grad_values if of_values else None, None, None
+
+
+csr_linear.register_autograd(_backward, setup_context=_save)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """numba has no 16-bit floats."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.detach().reshape(-1, x.shape[-1]).to(dtype).contiguous()
+
+
+def _tile(tokens: int) -> int:
+    from smet_train.sparse.backends.csr_kernels import TILE_TOKENS
+
+    return max(_LINE_TOKENS, min(TILE_TOKENS, -(-tokens // _LINE_TOKENS) * _LINE_TOKENS))
+
+
+def _lanes(tokens: int, tile: int, threads: int) -> int:
+    from smet_train.sparse.backends.csr_kernels import MAX_LANES
+
+    return max(1, min(threads, MAX_LANES, -(-tokens // tile)))
+
+
+def workspace_bytes(grad_y_or_x: Tensor, *rest: Any) -> int:
+    """What an operator of this file holds while it runs: its tiles, its partial sums, and the columns."""
+    from smet_train.sparse.backends.csr_kernels import MAX_LANES
+
+    backward = isinstance(rest[-1], bool)
+    x, values = rest[:2] if backward else (grad_y_or_x, rest[0])
+    outputs = grad_y_or_x.shape[-1] if backward else _LINE_TOKENS
+    tokens, width = prod(x.shape[:-1]), _compute_dtype(x).itemsize
+    tile = _tile(tokens)
+    lanes = min(torch.get_num_threads(), MAX_LANES, max(1, -(-tokens // tile)))
+    tiles = lanes * tile * (x.shape[-1] + outputs) * width
+    return tiles + values.numel() * (2 + (lanes * width if backward else 0))
+
+
+def flops(x: Any, values: Any, *_: Any, **__: Any) -> int:
+    """Of the forward product, from shapes."""
+    return 2 * prod(x[:-1]) * prod(values)
+
+
+def backward_flops(_grad_y: Any, x: Any, values: Any, _packed: Any, of_x: bool, of_values: bool, **_: Any) -> int:
+    """Of the products for both gradients, from shapes."""
+    return 2 * prod(x[:-1]) * prod(values) * (int(of_x) + int(of_values))

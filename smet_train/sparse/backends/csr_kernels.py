@@ -1,0 +1,199 @@
+"""Products of a matrix in compressed rows with dense activations, compiled for this machine's CPU by numba.
+
+Tokens are taken a tile at a time and turned, so that one weight multiplies consecutive numbers and a tile's inputs stay
+in the cache while all rows pass over them: torch's own CSR products were 1.5 to 1.8 times slower in all
+(docs/performance.md). Tiles and lanes are fixed by the shapes and the number of threads, so a result is always the same
+bits on one machine.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import config, njit, prange, set_num_threads
+from numpy.typing import NDArray
+from torch import Tensor
+
+from smet_train.sparse.index import choose_form, unpack
+from smet_train.sparse.layout import Layout
+
+Array = NDArray[Any]
+
+TILE_TOKENS = 256
+_STRIP = 16  # rows or columns that are turned at a time: a cache line of fp32
+MAX_LANES = 8
+
+# Sums may be reordered, which vector instructions need; NaN and infinity keep their meaning.
+_MATH = {"reassoc", "contract", "nsz", "arcp"}
+
+
+def use_threads(count: int) -> int:
+    """Run the kernels on ``count`` threads, or as many as there are; returns how many."""
+    threads = max(1, min(count, int(config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
+    set_num_threads(threads)
+    return threads
+
+
+def compressed_rows(packed: Tensor, layout: Layout) -> tuple[Any, Any]:
+    """Where each row begins and the last ends (O + 1,) int32, and each slot's column (K,), as numpy arrays."""
+    form, n = choose_form(layout), layout.n_active
+    if form == "columns":
+        ends = packed[n:].clone().view(torch.int32)
+        return torch.cat([ends.new_zeros(1), ends]).numpy(), packed[:n].numpy().view(np.uint16)
+    if form == "bitmap":
+        starts = np.empty(layout.out_features + 1, np.int32)
+        columns = np.empty(n, np.uint16 if layout.in_features <= 2**16 else np.int32)
+        rows_of_bitmap(packed.numpy(), layout.out_features, layout.in_features, starts, columns)
+        return starts, columns
+    sites = unpack(packed, layout)
+    edges = torch.arange(layout.out_features + 1, dtype=torch.int64) * layout.in_features
+    return torch.searchsorted(sites.long(), edges).int().numpy(), sites.remainder(layout.in_features).int().numpy()
+
+
+@njit(parallel=True, fastmath=_MATH, cache=True)
+def rows_of_bitmap(bits: Array, rows: int, columns: int, starts: Array, column_K: Array) -> None:  # pragma: no cover
+    """Fill ``starts`` (rows + 1,) and ``column_K`` (K,) from one bit a site."""
+    for row in prange(rows):
+        count = 0
+        for site in range(row * columns, (row + 1) * columns):
+            count += (bits[site >> 3] >> (site & 7)) & 1
+        starts[row + 1] = count
+    starts[0] = 0
+    for row in range(rows):
+        starts[row + 1] += starts[row]
+    for row in prange(rows):
+        slot, site, end = starts[row], row * columns, (row + 1) * columns
+        while site < end:
+            if site & 7 == 0 and bits[site >> 3] == 0:
+                site += 8
+                continue
+            if (bits[site >> 3] >> (site & 7)) & 1:
+                column_K[slot] = site - row * columns
+                slot += 1
+            site += 1
+
+
+@njit(parallel=True, fastmath=_MATH, cache=True)
+def multiply(
+    x_NI: Array, starts: Array, column_K: Array, value_K: Array, y_NO: Array, tile: int
+) -> None:  # pragma: no cover
+    """y = x W^T."""
+    tokens, inputs = x_NI.shape
+    outputs = y_NO.shape[1]
+    for number in prange((tokens + tile - 1) // tile):
+        first = number * tile
+        count = min(tile, tokens - first)
+        x_IT = np.zeros((inputs, tile), x_NI.dtype)
+        _turn(x_NI, first, count, 0, inputs, x_IT)
+        y_ST = np.empty((_STRIP, tile), x_NI.dtype)
+        for strip in range(0, outputs, _STRIP):
+            height = min(_STRIP, outputs - strip)
+            for j in range(height):
+                slot, end = starts[strip + j], starts[strip + j + 1]
+                for t in range(tile):
+                    y_ST[j, t] = 0
+                while slot + 4 <= end:  # four weights at once: the sums are read and written a quarter as often
+                    v0, v1, v2, v3 = value_K[slot], value_K[slot + 1], value_K[slot + 2], value_K[slot + 3]
+                    c0, c1, c2, c3 = column_K[slot], column_K[slot + 1], column_K[slot + 2], column_K[slot + 3]
+                    for t in range(tile):
+                        y_ST[j, t] += v0 * x_IT[c0, t] + v1 * x_IT[c1, t] + v2 * x_IT[c2, t] + v3 * x_IT[c3, t]
+                    slot += 4
+                while slot < end:
+                    v0, c0 = value_K[slot], column_K[slot]
+                    for t in range(tile):
+                        y_ST[j, t] += v0 * x_IT[c0, t]
+                    slot += 1
+            for t in range(count):
+                for j in range(height):
+                    y_NO[first + t, strip + j] = y_ST[j, t]
+
+
+@njit(parallel=True, fastmath=_MATH, cache=True)
+def multiply_backward(
+    grad_y_NO: Array,
+    x_NI: Array,
+    starts: Array,
+    column_K: Array,
+    value_K: Array,
+    grad_x_NI: Array,
+    partial_LK: Array,
+    tile: int,
+) -> None:  # pragma: no cover
+    """grad_x = grad_y W if ``grad_x_NI`` is not empty, and the gradient of each value if ``partial_LK`` is not.
+
+    Each of the L lanes takes every L-th part of the tiles and its own row of ``partial_LK``; their sum is the gradient.
+    """
+    tokens, outputs = grad_y_NO.shape
+    lanes, inputs = partial_LK.shape[0], x_NI.shape[1]
+    tiles = (tokens + tile - 1) // tile
+    for lane in prange(lanes):
+        x_IT = np.zeros((inputs, tile), grad_y_NO.dtype)
+        g_OT = np.zeros((outputs, tile), grad_y_NO.dtype)
+        for number in range(lane * tiles // lanes, (lane + 1) * tiles // lanes):
+            first = number * tile
+            count = min(tile, tokens - first)
+            g_OT[:, count:] = 0
+            _turn(grad_y_NO, first, count, 0, outputs, g_OT)
+            if partial_LK.shape[1]:
+                x_IT[:, count:] = 0
+                _turn(x_NI, first, count, 0, inputs, x_IT)
+                _sample(g_OT, x_IT, starts, column_K, partial_LK[lane], tile)
+            if grad_x_NI.shape[0]:
+                _spread(g_OT, starts, column_K, value_K, x_IT, tile)
+                for strip in range(0, inputs, _STRIP):
+                    end = min(inputs, strip + _STRIP)
+                    for t in range(count):
+                        for i in range(strip, end):
+                            grad_x_NI[first + t, i] = x_IT[i, t]
+
+
+@njit(fastmath=_MATH, cache=True)
+def _turn(source_NF: Array, first: int, count: int, begin: int, end: int, tile_FT: Array) -> None:  # pragma: no cover
+    for strip in range(begin, end, _STRIP):
+        stop = min(end, strip + _STRIP)
+        for t in range(count):
+            for f in range(strip, stop):
+                tile_FT[f, t] = source_NF[first + t, f]
+
+
+@njit(fastmath=_MATH, cache=True)
+def _sample(
+    g_OT: Array, x_IT: Array, starts: Array, column_K: Array, sum_K: Array, tile: int
+) -> None:  # pragma: no cover
+    """Add the products of a row of g and a row of x at the active sites."""
+    zero = g_OT.dtype.type(0)
+    for row in range(g_OT.shape[0]):
+        slot, end = starts[row], starts[row + 1]
+        while slot + 4 <= end:
+            c0, c1, c2, c3 = column_K[slot], column_K[slot + 1], column_K[slot + 2], column_K[slot + 3]
+            s0, s1, s2, s3 = zero, zero, zero, zero
+            for t in range(tile):
+                g = g_OT[row, t]
+                s0 += g * x_IT[c0, t]
+                s1 += g * x_IT[c1, t]
+                s2 += g * x_IT[c2, t]
+                s3 += g * x_IT[c3, t]
+            sum_K[slot] += s0
+            sum_K[slot + 1] += s1
+            sum_K[slot + 2] += s2
+            sum_K[slot + 3] += s3
+            slot += 4
+        while slot < end:
+            c0, s0 = column_K[slot], zero
+            for t in range(tile):
+                s0 += g_OT[row, t] * x_IT[c0, t]
+            sum_K[slot] += s0
+            slot += 1
+
+
+@njit(fastmath=_MATH, cache=True)
+def _spread(
+    g_OT: Array, starts: Array, column_K: Array, value_K: Array, out_IT: Array, tile: int
+) -> None:  # pragma: no cover
+    """W^T g."""
+    out_IT[:, :] = 0
+    for row in range(g_OT.shape[0]):
+        for slot in range(starts[row], starts[row + 1]):
+            value, column = value_K[slot], column_K[slot]
+            for t in range(tile):
+                out_IT[column, t] += value * g_OT[row, t]
