@@ -1,6 +1,7 @@
 """The composition root: the only file that knows both the configuration and the classes it configures."""
 
 import logging
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,14 @@ from smet_train.data.stream import TokenWindows
 from smet_train.data.tokenizer import TextTokenizer, load_tokenizer, prepare_tokenizer
 from smet_train.data.validation import validation_windows
 from smet_train.errors import ConfigError
-from smet_train.models import ModelSpec, build_model, default_projections
+from smet_train.models import ModelSpec, build_model, checkpoint_activations, default_projections
 from smet_train.optim import LrSchedule, SmetAdamW, parameter_groups
-from smet_train.sparse import SparseLinear, sparsify
+from smet_train.sparse import Layout, SparseLinear, sparsify
 from smet_train.sparse.allocation import Shapes, allocate
+from smet_train.sparse.backends import get_backend
+from smet_train.sparse.backends.auto import Choice, choose_backend
 from smet_train.sparse.convert import named_layout
-from smet_train.sparse.ledger import count_parameters
+from smet_train.sparse.ledger import count_parameters, sparse_layers
 from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
 from smet_train.tracking.jsonl import JsonlSink
 from smet_train.tracking.sinks import Tracker
@@ -167,6 +170,8 @@ def build_sparse_model(
             named_layout(name, shape, densities[name], config.sparsity.block_size)
         return dict.fromkeys(densities, 1.0)
 
+    named_backend = config.sparsity.backend.name
+    auto = named_backend == "auto"
     if config.sparsity.enabled:
         sparsify(
             model,
@@ -175,12 +180,36 @@ def build_sparse_model(
             density=config.sparsity.density,
             seed=config.seed,
             block=config.sparsity.block_size,
-            backend=config.sparsity.backend.name,
+            backend=(lambda layout: choose_for(config, layout, device).backend) if auto else named_backend,
             init=config.sparsity.init.name,
             allocate=allocate_and_note,
         )
     hold_parameters(model, config.train.precision.name)
-    return model.to(device).train(), densities
+    if config.train.activation_checkpointing:
+        checkpoint_activations(model)
+    model = model.to(device).train()
+    for layer in sparse_layers(model).values():  # a backend that computes on the CPU may not do so on a GPU
+        get_backend(layer.backend.name, layer.layout, layer.values.dtype, device)
+    return model, densities
+
+
+def choose_for(config: Config, layout: Layout, device: torch.device) -> Choice:
+    """What ``sparsity.backend=auto`` takes for layers of ``layout``: timed once, then from the user's cache."""
+    cache_dir = default_cache_dir() if config.data.cache_dir is None else Path(config.data.cache_dir).expanduser()
+    dtype = torch.float32 if config.train.precision.name == "fp32" else torch.bfloat16
+    tokens = config.train.micro_batch_size * config.data.sequence_tokens
+    return choose_backend(layout, dtype, device, tokens, cache_dir / "backends.json")
+
+
+def explain_backends(config: Config, layers: Iterable[SparseLinear], device: torch.device) -> list[str]:
+    """Why ``auto`` has chosen what it has, a line for each kind of layer; none if the backend was named."""
+    if config.sparsity.backend.name != "auto":
+        return []
+    choices = {layout: choose_for(config, layout, device) for layout in dict.fromkeys(layer.layout for layer in layers)}
+    return [
+        f"backend     {layout.shape_text} at density {layout.density:.4g}: {choice.backend} ({choice.text})"
+        for layout, choice in choices.items()
+    ]
 
 
 def build_optimizer(config: Config, model: nn.Module, densities: dict[str, float]) -> SmetAdamW:

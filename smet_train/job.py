@@ -9,7 +9,7 @@ from rich.console import Console
 
 from smet_train.analysis.layers import print_layers
 from smet_train.analysis.summary import print_summary, run_summary
-from smet_train.build import build_data, build_device, build_run, remarks, run_header
+from smet_train.build import build_data, build_device, build_run, explain_backends, remarks, run_header
 from smet_train.config.identity import config_differences
 from smet_train.config.plain import save_config, to_dict
 from smet_train.config.schema import Config
@@ -154,7 +154,7 @@ def announce(console: Console, config: Config, run: Run, source: str) -> None:
     layers = sparse_layers(run.model)
     if layers:
         print_layers(console, layers)
-    for line in remarks(config):
+    for line in [*explain_backends(config, layers.values(), run.device), *remarks(config)]:
         console.print(line, soft_wrap=True)
     active, dense = count_parameters(run.model)
     settings = run.settings

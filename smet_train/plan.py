@@ -15,6 +15,7 @@ from smet_train.build import (
     build_rules,
     build_sparse_model,
     build_topology_schedule,
+    explain_backends,
     planned_vocabulary,
     probe_micro_batches,
     remarks,
@@ -123,7 +124,7 @@ def print_plan(console: Console, compose: Compose, settings: PlanSettings) -> No
     if plan.layers:
         print_layers(console, plan.layers)
     console.print(bytes_table([row.as_dict() for row in plan.footprint.rows]))
-    for line in remarks(config):
+    for line in [*explain_backends(config, plan.layers.values(), torch.device("cpu")), *remarks(config)]:
         console.print(line, soft_wrap=True)
     dense = plan_run(compose(["method=dense"])) if plan.layers else plan
     for line in plan_lines(config, plan, dense):

@@ -107,6 +107,8 @@ def test_every_token_counts_once_and_every_update_keeps_the_count(quick_config: 
         ["method=static"],
         ["method=gmp", "optimizer.weight_decay=0.1"],
         ["method=rigl"],
+        ["sparsity.backend=csr", "train.activation_checkpointing=true", "tracking.probe_windows=2"],
+        ["method=set", "sparsity.backend=block", "sparsity.block_size=16", "sparsity.density=0.25"],
         ["method=smet_rigl", "sparsity.block_size=24", "sparsity.density=0.4", "train.precision=bf16"],
         ["method=smet_rigl", "topology.probe_steps=3", "data.prefetch_batches=1"],
         ["topology.drop=soft_magnitude", "sparsity.allocation=erk", "sparsity.density=0.3"],

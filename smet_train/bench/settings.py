@@ -42,3 +42,25 @@ class LrRuleBench:
     learning_rates: list[float] = setting("base rates", [1.2e-4, 3e-4, 8e-4, 2e-3, 5e-3, 1.2e-2], above=0)
     seeds: list[int] = setting("seeds of each point", [1], at_least=0)
     workers: int = setting("runs at the same time, one thread each", 2, at_least=1)
+
+
+@dataclass
+class SpeedBench:
+    """Sparse against dense in time: layers over backends and densities, whole steps, the optimizer."""
+
+    out: str = setting("folder of result.json and the plot", "outputs/bench_speed")
+    backends: list[str] = setting("BACKEND or BACKEND:BLOCK", ["csr", "block:32", "block:64", "block:128", "densify"])
+    densities: list[float] = setting("densities of the layers", [0.05, 0.1, 0.25, 0.5], above=0, at_most=1)
+    precisions: list[str] = setting("fp32, bf16, or both", ["fp32", "bf16"])
+    tokens: int = setting("tokens that go through a layer at once", 2048, at_least=1)
+    rounds: int = setting("rounds whose median counts", 5, at_least=1)
+    whole_steps: bool = setting("also whole training steps, the optimizer and an update", True)
+
+
+@dataclass
+class MemoryBench:
+    """Peak memory and speed of a whole process against transformers' own model under torch's AdamW."""
+
+    out: str = setting("folder of result.json", "outputs/bench_memory")
+    steps: int = setting("training steps of each process", 4, at_least=2)
+    rounds: int = setting("processes of each arm, taking turns; the median counts", 3, at_least=1)

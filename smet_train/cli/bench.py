@@ -4,7 +4,7 @@ import shlex
 import sys
 from typing import Any
 
-from smet_train.bench.settings import LossBench, LrRuleBench, SpikeBench
+from smet_train.bench.settings import LossBench, LrRuleBench, MemoryBench, SpeedBench, SpikeBench
 from smet_train.config.compose import compose, compose_own
 from smet_train.config.fields import leaves, spell
 from smet_train.config.schema import Config
@@ -15,6 +15,8 @@ _BENCHMARKS: dict[str, tuple[Any, str]] = {
     "spike": (SpikeBench, "bench_spike"),
     "loss": (LossBench, "bench_loss"),
     "lr_rule": (LrRuleBench, "bench_loss"),
+    "speed": (SpeedBench, "bench_speed"),
+    "memory": (MemoryBench, "bench_memory"),
 }
 
 USAGE = """\
@@ -23,6 +25,8 @@ usage: smet-bench NAME [bench.KEY=VALUE ...] [the overrides of smet-train ...]
   smet-bench spike bench.out=outputs/spike     what one topology update does to the loss, by how grown weights train
   smet-bench loss bench.seeds=[1,2,3]          methods x densities x seeds on the same tokens
   smet-bench lr_rule                           which learning-rate rule moves the best base rate least over densities
+  smet-bench speed                             layers over backends and densities, whole steps, the optimizer
+  smet-bench memory                            peak memory and speed of a process against transformers' own model
 
 A benchmark prints its table and writes FOLDER/result.json, the folder being bench.out. Its exit status does not depend
 on whether its bars hold. Typed again, loss and lr_rule keep the runs that are finished. Without +experiment=NAME a
@@ -77,10 +81,18 @@ def _run(name: str, overrides: list[str]) -> None:
         from smet_train.bench.loss import run_loss
 
         run_loss(configure, bench, command)
-    else:
+    elif name == "lr_rule":
         from smet_train.bench.lr_rule import run_lr_rule
 
         run_lr_rule(configure, bench, command)
+    elif name == "speed":
+        from smet_train.bench.speed import run_speed
+
+        run_speed(configure, bench, command)
+    else:
+        from smet_train.bench.memory import run_memory
+
+        run_memory([*rest], bench, command)
 
 
 if __name__ == "__main__":

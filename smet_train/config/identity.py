@@ -16,6 +16,7 @@ VOLATILE_KEYS = (
     "train.device",
     "train.eval_interval",
     "train.log_interval",
+    "train.activation_checkpointing",
     "checkpoint.",
     "tracking.",
     "data.prefetch_batches",

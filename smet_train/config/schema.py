@@ -31,6 +31,7 @@ class TextUnit(Enum):
 
 
 class Backend(Enum):
+    auto = "auto"
     densify = "densify"
     csr = "csr"
     block = "block"
@@ -159,7 +160,7 @@ class SparsityConfig:
     densities: list[str] = setting("PATTERN=DENSITY of layers with a density of their own", [])
     include: list[str] | None = setting("globs of the layers to make sparse; null = all projections", None)
     exclude: list[str] = setting("globs of layers to leave dense after all", [])
-    backend: Backend = setting("how a sparse layer is computed", Backend.densify)
+    backend: Backend = setting("how a sparse layer is computed; auto = what is fastest here", Backend.densify)
     init: ValueInit = setting("fan-in that scales first values: active sites of a row, or dense", ValueInit.active)
 
 
@@ -217,6 +218,9 @@ class TrainConfig:
     micro_batch_size: int = setting("sequences computed at once; divides batch_size", 16, at_least=1)
     precision: Precision = setting("number format of values and of computation", Precision.fp32)
     device: Device = setting("auto = the GPU where there is one", Device.auto)
+    activation_checkpointing: bool = setting(
+        "keep each block's input alone and compute the block again backward", False
+    )
     eval_interval: int = setting("steps between evaluations; 0 = only at start and end", 500, at_least=0)
     eval_windows: int = setting("validation windows in an evaluation", 128, at_least=1)
     log_interval: int = setting("steps between console lines when not on a terminal", 10, at_least=1)

@@ -1,7 +1,7 @@
 """Models from transformers, and which of their layers are sparse."""
 
-from smet_train.models.build import ModelSpec, build_model
+from smet_train.models.build import ModelSpec, build_model, checkpoint_activations
 from smet_train.models.head import plain_head
 from smet_train.models.projections import default_projections
 
-__all__ = ["ModelSpec", "build_model", "default_projections", "plain_head"]
+__all__ = ["ModelSpec", "build_model", "checkpoint_activations", "default_projections", "plain_head"]

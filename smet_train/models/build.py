@@ -130,3 +130,17 @@ def build_model(spec: ModelSpec, *, vocab_size: int, sequence_tokens: int, eos_i
     finally:
         transformers_logging.set_verbosity(level)
     return model.float()
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep the input of each block in the forward pass, and compute the rest of it again in the backward pass.
+
+    Raises:
+        ConfigError: if transformers can't do so for this architecture.
+    """
+    try:
+        # The name that later releases of transformers give it, and the one of the others.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ConfigError(f"train.activation_checkpointing=true: {_first_line(error)}; write false") from error

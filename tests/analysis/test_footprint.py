@@ -59,6 +59,8 @@ GRID = [
     ["method=dense"],
     ["method=gmp", "topology.interval=2"],
     ["method=static", "train.precision=bf16", "model.tie_embeddings=true"],
+    ["sparsity.backend=csr", "train.activation_checkpointing=true"],
+    ["sparsity.backend=block", "sparsity.block_size=16", "sparsity.density=0.25"],
     ["method=smet_rigl", "sparsity.block_size=16", "sparsity.density=0.25", "topology.interval=2"],
     ["method=smet_rigl", "train.precision=bf16_mixed", "topology.interval=2"],
     ["method=rigl", "topology.interval=2", "train.batch_size=4", "train.micro_batch_size=1"],
@@ -97,8 +99,13 @@ def test_a_planned_run_holds_what_a_real_one_holds(
         bytes_of = {row.kind: row.bytes for row in rows}
         topology = bytes_of.get("exploration", 0)
         topology += max(0, bytes_of.get("gradient probe", 0) - bytes_of.get("gradients", 0))
-        # a few numbers for the loss, and for each layer what a kernel may keep in another shape
-        assert planned.footprint.peak_bytes == pytest.approx(held_bytes + live.peak + topology, rel=0.01)
+        peak_bytes = held_bytes + live.peak + topology
+        if config.train.activation_checkpointing:
+            # Under fake tensors a block's recomputed activations live until its backward ends: the plan is a bound.
+            assert peak_bytes <= planned.footprint.peak_bytes <= 1.25 * peak_bytes
+        else:
+            # a few numbers for the loss, and for each layer what a kernel may keep in another shape
+            assert planned.footprint.peak_bytes == pytest.approx(peak_bytes, rel=0.01)
     finally:
         data.batches.close()
 

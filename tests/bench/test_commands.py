@@ -106,7 +106,7 @@ def test_a_run_that_fails_is_named(tmp_path: Path, quick: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["speed"], "there is no benchmark speed; choose one of spike, loss, lr_rule"),
+        (["sped"], "there is no benchmark sped; choose one of spike, loss, lr_rule, speed, memory"),
         (["spike", "bench.updates=1"], "bench.updates=1 is out of range"),
         (["loss", "bench.nothing=1"], "unknown key bench.nothing"),
         (["loss", "sparsity.densty=1"], "unknown key sparsity.densty"),

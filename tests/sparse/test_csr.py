@@ -68,6 +68,13 @@ def test_a_result_is_the_same_bits_every_time() -> None:
     assert all(a.equal(b) for a, b in zip(first, second, strict=True))
 
 
+def test_torch_keeps_its_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    layout = Layout(50, 60, 500)
+    csr.csr_linear(torch.randn(1000, 60), torch.randn(500), pack(first_index(layout, 1), layout), 50)
+    assert torch.get_num_threads() == before
+
+
 def test_not_a_number_is_not_lost() -> None:
     layout = Layout(4, 5, 10)
     x = torch.randn(20, 5)

@@ -1,8 +1,7 @@
 """Blocks of weights as small library products: of a slice of the input with one block, into a slice of the output.
 
 Nothing is gathered, copied or padded: a slice has the stride of the whole, which matrix products take as it is, and the
-last blocks of a row or column are as narrow as W leaves them. That was two to four times as fast as one batched product
-over gathered inputs (docs/performance.md). In 16 bits each block of a row rounds its sum anew.
+last blocks of a row or column are as narrow as W leaves them. In 16 bits each block of a row rounds its sum anew.
 """
 
 from collections.abc import Iterator
@@ -70,7 +69,11 @@ def block_linear_backward(
         if of_x:
             grad_x[:, columns].addmm_(g_NO[:, rows], block)
         if of_values:
-            grad_values[slot, : block.shape[0], : block.shape[1]] = g_NO[:, rows].t() @ x_NI[:, columns]
+            out = grad_values[slot, : block.shape[0], : block.shape[1]]
+            if out.is_contiguous():
+                torch.mm(g_NO[:, rows].t(), x_NI[:, columns], out=out)
+            else:
+                out.copy_(g_NO[:, rows].t() @ x_NI[:, columns])
     return grad_x.view(x.shape) if of_x else grad_x, grad_values
 
 

@@ -49,14 +49,13 @@ def csr_linear(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -> 
     """y = x W^T, (..., I) to (..., O), of values (K,) at the sites of ``packed``; in fp32, fp64 in fp64."""
     from smet_train.sparse.backends import csr_kernels
 
-    csr_kernels.use_threads(torch.get_num_threads())
     dtype = _compute_dtype(x)
     flat = _rows(x, dtype)
     y = torch.empty(flat.shape[0], out_features, dtype=dtype)
-    starts, columns = csr_kernels.compressed_rows(packed, Layout(out_features, x.shape[-1], values.numel()))
-    csr_kernels.multiply(
-        flat.numpy(), starts, columns, values.to(dtype).contiguous().numpy(), y.numpy(), _tile(flat.shape[0])
-    )
+    factors = values.to(dtype).contiguous().numpy()
+    with csr_kernels.on_threads(torch.get_num_threads()):
+        starts, columns = csr_kernels.compressed_rows(packed, Layout(out_features, x.shape[-1], values.numel()))
+        csr_kernels.multiply(flat.numpy(), starts, columns, factors, y.numpy(), _tile(flat.shape[0]))
     return y.to(x.dtype).view(*x.shape[:-1], out_features)
 
 
@@ -72,19 +71,19 @@ def csr_linear_backward(
     """(dL/dx, dL/dvalues); one that is not asked for is empty."""
     from smet_train.sparse.backends import csr_kernels
 
-    threads = csr_kernels.use_threads(torch.get_num_threads())
     dtype = _compute_dtype(x)
     grad_y_NO, x_NI = _rows(grad_y, dtype), _rows(x, dtype)
     tokens, inputs = x_NI.shape
     grad_x = torch.empty(tokens if of_x else 0, inputs, dtype=dtype)
     tile = _tile(tokens)
-    lanes = _lanes(tokens, tile, threads)
-    partial = torch.zeros(lanes, values.numel() if of_values else 0, dtype=dtype)
-    starts, columns = csr_kernels.compressed_rows(packed, Layout(grad_y.shape[-1], inputs, values.numel()))
-    csr_kernels.multiply_backward(
-        grad_y_NO.numpy(), x_NI.numpy(), starts, columns, values.to(dtype).contiguous().numpy(), grad_x.numpy(),
-        partial.numpy(), tile,
-    )  # fmt: skip
+    factors = values.to(dtype).contiguous().numpy()
+    with csr_kernels.on_threads(torch.get_num_threads()) as threads:
+        lanes = _lanes(tokens, tile, threads)
+        partial = torch.zeros(lanes, values.numel() if of_values else 0, dtype=dtype)
+        starts, columns = csr_kernels.compressed_rows(packed, Layout(grad_y.shape[-1], inputs, values.numel()))
+        csr_kernels.multiply_backward(
+            grad_y_NO.numpy(), x_NI.numpy(), starts, columns, factors, grad_x.numpy(), partial.numpy(), tile
+        )
     grad_values = partial.sum(0).to(values.dtype)
     return grad_x.to(x.dtype).view(x.shape) if of_x else grad_x.to(x.dtype), grad_values
 

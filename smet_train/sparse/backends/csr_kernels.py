@@ -1,11 +1,12 @@
 """Products of a matrix in compressed rows with dense activations, compiled for this machine's CPU by numba.
 
 Tokens are taken a tile at a time and turned, so that one weight multiplies consecutive numbers and a tile's inputs stay
-in the cache while all rows pass over them: torch's own CSR products were 1.5 to 1.8 times slower in all
-(docs/performance.md). Tiles and lanes are fixed by the shapes and the number of threads, so a result is always the same
-bits on one machine.
+in the cache while all rows pass over them. Tiles and lanes are fixed by the shapes and the number of threads, so a
+result is always the same bits on one machine.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,19 @@ MAX_LANES = 8
 _MATH = {"reassoc", "contract", "nsz", "arcp"}
 
 
-def use_threads(count: int) -> int:
-    """Run the kernels on ``count`` threads, or as many as there are; returns how many."""
+@contextmanager
+def on_threads(count: int) -> Iterator[int]:
+    """Run the kernels inside on ``count`` threads, or as many as there are; yields how many.
+
+    numba and torch may share one OpenMP, so torch's own number of threads is put back.
+    """
     threads = max(1, min(count, int(config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
     set_num_threads(threads)
-    return threads
+    try:
+        yield threads
+    finally:
+        if torch.get_num_threads() != count:
+            torch.set_num_threads(count)
 
 
 def compressed_rows(packed: Tensor, layout: Layout) -> tuple[Any, Any]:
