@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from smet_train.sparse.sampling import random_bits, stream_key
-
-_CHUNK = 1 << 20  # bounds the int64 noise of a large parameter to 8 MiB
+from smet_train.sparse.sampling import random_bits
 
 
 def round_stochastic(exact_N: Tensor, key: int, start: int = 0) -> Tensor:
@@ -18,13 +16,3 @@ def round_stochastic(exact_N: Tensor, key: int, start: int = 0) -> Tensor:
     noise_N = (random_bits(exact_N.numel(), key, exact_N.device, start) & 0xFFFF).to(torch.int32)
     pattern_N = (exact_N.view(torch.int32) + noise_N) & -0x10000
     return torch.where(exact_N.isfinite(), pattern_N.view(torch.float32), exact_N).to(torch.bfloat16)
-
-
-def add_stochastic(parameter: Tensor, change: Tensor, seed: int, name: str, step: int) -> None:
-    """``parameter`` (bf16) += ``change`` (fp32) in place; the noise is a function of (seed, name, step)."""
-    key = stream_key(seed, name, step, "stochastic rounding")
-    flat, flat_change = parameter.view(-1), change.view(-1)
-    for start in range(0, flat.numel(), _CHUNK):
-        part = flat[start : start + _CHUNK]
-        exact = part.float() + flat_change[start : start + _CHUNK]
-        part.copy_(round_stochastic(exact, key, start))

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from smet_train.errors import CheckpointError, ConfigError
-from smet_train.optim.rounding import add_stochastic
+from smet_train.optim.update import update
+from smet_train.sparse.sampling import stream_key
 
 MAX_AGE = 255
 
@@ -107,41 +108,31 @@ class SmetAdamW(torch.optim.Optimizer):
     def _update(self, parameter: nn.Parameter, group: Mapping[str, Any], stream: str) -> None:
         state = self.state[parameter]
         state["step"] += 1
-        m, v = state["exp_avg"], state["exp_avg_sq"]
         assert parameter.grad is not None
-        gradient = parameter.grad.to(m.dtype)
         beta1, beta2 = group["betas"]
-        m.lerp_(gradient, 1 - beta1)
-        v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-
         lr = group["lr"] * group["lr_scale"]
-        numerator, inverse_root = self._factors(state, group)
-        change = v.sqrt().mul_(inverse_root).add_(group["eps"])
-        torch.div(m, change, out=change)
-        change.mul_(numerator).mul_(-lr)
-        if group["weight_decay"]:
-            change.add_(parameter, alpha=-lr * group["weight_decay"])
-        if parameter.dtype == torch.bfloat16:
-            add_stochastic(parameter, change, self.seed, stream, state["step"])
-        else:
-            parameter.add_(change)
+        table = self._table(state, group)
+        update(
+            parameter,
+            parameter.grad,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            state["age"] if len(table) > 1 else None,
+            table,
+            (1 - beta1, beta2, 1 - beta2, group["eps"], -lr, -lr * group["weight_decay"]),
+            stream_key(self.seed, stream, state["step"], "stochastic rounding"),
+        )
 
-    def _factors(self, state: dict[str, Any], group: Mapping[str, Any]) -> tuple[Tensor | float, Tensor | float]:
-        """w / (1 - b1^t) and (1 - b2^t)^-1/2: numbers where all weights share them, else one entry a slot."""
+    def _table(self, state: dict[str, Any], group: Mapping[str, Any]) -> list[tuple[float, float]]:
+        """w / (1 - b1^t) and (1 - b2^t)^-1/2 for each age; of one entry where all weights share them."""
         if "age" not in state:
-            return age_factors(state["step"], True, group)
+            return [age_factors(state["step"], True, group)]
         table = [age_factors(t, first, group) for t, first in local_steps(state["step"], state["moved_steps"])]
         if not group["local_step"]:  # warm-up counts local steps, the moments' corrections the shared one
             shared = age_factors(state["step"], True, group)
             warmups = [_warmup(t, first, group) for t, first in local_steps(state["step"], state["moved_steps"])]
             table = [(shared[0] * w, shared[1]) for w in warmups]
-        if len(set(table)) == 1:
-            return table[0]
-        columns = torch.tensor(table, dtype=state["exp_avg"].dtype, device=state["exp_avg"].device)
-        ages = state["age"]
-        slot_ages = ages.flatten().int()
-        numerators, inverse_roots = (columns[:, i].index_select(0, slot_ages).view(ages.shape) for i in (0, 1))
-        return numerators, inverse_roots
+        return table if len(set(table)) > 1 else table[:1]
 
     @torch.no_grad()
     def note_topology_update(self, parameter: nn.Parameter, step: int) -> None:

@@ -107,6 +107,6 @@ def test_what_it_can_not_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         get_backend("csr", Layout(4, 4, 2), torch.float32, torch.device("cuda"))
     with pytest.raises(BackendError, match="floating-point"):
         get_backend("csr", Layout(4, 4, 2), torch.int32, cpu)
-    monkeypatch.setattr(csr, "find_spec", lambda _: None)
+    monkeypatch.setattr(csr, "numba_is_installed", lambda: False)
     with pytest.raises(BackendError, match="pip install numba"):
         get_backend("csr", Layout(4, 4, 2), torch.float32, cpu)

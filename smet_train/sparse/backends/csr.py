@@ -4,13 +4,13 @@ The operators take the packed index itself, so nothing about a topology is kept 
 """
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from smet_train.sparse.compiled import numba_is_installed, on_threads
 from smet_train.sparse.layout import Layout
 
 _LINE_TOKENS = 16  # tiles are whole vectors
@@ -32,7 +32,7 @@ class CsrBackend:
             return "its kernels are for CPUs; use densify"
         if not dtype.is_floating_point:
             return "it multiplies floating-point numbers"
-        if find_spec("numba") is None:
+        if not numba_is_installed():
             return "numba is not installed; type pip install numba"
         return None
 
@@ -53,7 +53,7 @@ def csr_linear(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -> 
     flat = _rows(x, dtype)
     y = torch.empty(flat.shape[0], out_features, dtype=dtype)
     factors = values.to(dtype).contiguous().numpy()
-    with csr_kernels.on_threads(torch.get_num_threads()):
+    with on_threads(torch.get_num_threads()):
         starts, columns = csr_kernels.compressed_rows(packed, Layout(out_features, x.shape[-1], values.numel()))
         csr_kernels.multiply(flat.numpy(), starts, columns, factors, y.numpy(), _tile(flat.shape[0]))
     return y.to(x.dtype).view(*x.shape[:-1], out_features)
@@ -77,7 +77,7 @@ def csr_linear_backward(
     grad_x = torch.empty(tokens if of_x else 0, inputs, dtype=dtype)
     tile = _tile(tokens)
     factors = values.to(dtype).contiguous().numpy()
-    with csr_kernels.on_threads(torch.get_num_threads()) as threads:
+    with on_threads(torch.get_num_threads()) as threads:
         lanes = _lanes(tokens, tile, threads)
         partial = torch.zeros(lanes, values.numel() if of_values else 0, dtype=dtype)
         starts, columns = csr_kernels.compressed_rows(packed, Layout(grad_y.shape[-1], inputs, values.numel()))

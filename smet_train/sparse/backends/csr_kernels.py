@@ -5,16 +5,15 @@ in the cache while all rows pass over them. Tiles and lanes are fixed by the sha
 result is always the same bits on one machine.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from numba import config, njit, prange, set_num_threads
+from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smet_train.sparse.compiled import MATH
 from smet_train.sparse.index import choose_form, unpack
 from smet_train.sparse.layout import Layout
 
@@ -23,24 +22,6 @@ Array = NDArray[Any]
 TILE_TOKENS = 256
 _STRIP = 16  # rows or columns that are turned at a time: a cache line of fp32
 MAX_LANES = 8
-
-# Sums may be reordered, which vector instructions need; NaN and infinity keep their meaning.
-_MATH = {"reassoc", "contract", "nsz", "arcp"}
-
-
-@contextmanager
-def on_threads(count: int) -> Iterator[int]:
-    """Run the kernels inside on ``count`` threads, or as many as there are; yields how many.
-
-    numba and torch may share one OpenMP, so torch's own number of threads is put back.
-    """
-    threads = max(1, min(count, int(config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
-    set_num_threads(threads)
-    try:
-        yield threads
-    finally:
-        if torch.get_num_threads() != count:
-            torch.set_num_threads(count)
 
 
 def compressed_rows(packed: Tensor, layout: Layout) -> tuple[Any, Any]:
@@ -59,7 +40,7 @@ def compressed_rows(packed: Tensor, layout: Layout) -> tuple[Any, Any]:
     return torch.searchsorted(sites.long(), edges).int().numpy(), sites.remainder(layout.in_features).int().numpy()
 
 
-@njit(parallel=True, fastmath=_MATH, cache=True)
+@njit(parallel=True, fastmath=MATH, cache=True)
 def rows_of_bitmap(bits: Array, rows: int, columns: int, starts: Array, column_K: Array) -> None:  # pragma: no cover
     """Fill ``starts`` (rows + 1,) and ``column_K`` (K,) from one bit a site."""
     for row in prange(rows):
@@ -82,7 +63,7 @@ def rows_of_bitmap(bits: Array, rows: int, columns: int, starts: Array, column_K
             site += 1
 
 
-@njit(parallel=True, fastmath=_MATH, cache=True)
+@njit(parallel=True, fastmath=MATH, cache=True)
 def multiply(
     x_NI: Array, starts: Array, column_K: Array, value_K: Array, y_NO: Array, tile: int
 ) -> None:  # pragma: no cover
@@ -117,7 +98,7 @@ def multiply(
                     y_NO[first + t, strip + j] = y_ST[j, t]
 
 
-@njit(parallel=True, fastmath=_MATH, cache=True)
+@njit(parallel=True, fastmath=MATH, cache=True)
 def multiply_backward(
     grad_y_NO: Array,
     x_NI: Array,
@@ -156,7 +137,7 @@ def multiply_backward(
                             grad_x_NI[first + t, i] = x_IT[i, t]
 
 
-@njit(fastmath=_MATH, cache=True)
+@njit(fastmath=MATH, cache=True)
 def _turn(source_NF: Array, first: int, count: int, begin: int, end: int, tile_FT: Array) -> None:  # pragma: no cover
     for strip in range(begin, end, _STRIP):
         stop = min(end, strip + _STRIP)
@@ -165,7 +146,7 @@ def _turn(source_NF: Array, first: int, count: int, begin: int, end: int, tile_F
                 tile_FT[f, t] = source_NF[first + t, f]
 
 
-@njit(fastmath=_MATH, cache=True)
+@njit(fastmath=MATH, cache=True)
 def _sample(
     g_OT: Array, x_IT: Array, starts: Array, column_K: Array, sum_K: Array, tile: int
 ) -> None:  # pragma: no cover
@@ -195,7 +176,7 @@ def _sample(
             slot += 1
 
 
-@njit(fastmath=_MATH, cache=True)
+@njit(fastmath=MATH, cache=True)
 def _spread(
     g_OT: Array, starts: Array, column_K: Array, value_K: Array, out_IT: Array, tile: int
 ) -> None:  # pragma: no cover
