@@ -19,6 +19,7 @@ from smet_train.tracking.console import ConsoleSink, open_console
 from smet_train.tracking.wandb_sink import open_wandb
 from smet_train.train import files
 from smet_train.train.checkpoint import load_checkpoint, load_plain
+from smet_train.train.heap import release_freed_memory
 from smet_train.train.lock import run_folder_lock
 from smet_train.train.loop import train
 from smet_train.train.resume import choose_checkpoint, is_finished
@@ -49,6 +50,8 @@ def run_training(config: Config, run_folder: Path, console: Console | None = Non
         SmetError: with a message for the user, for everything that is wrong with settings, data or checkpoints.
     """
     console = console or open_console()
+    if config.train.release_freed_memory:
+        release_freed_memory()
     run_folder.mkdir(parents=True, exist_ok=True)
     with StopRequest() as stop, run_folder_lock(run_folder):
         files.remove_leftovers(run_folder / "checkpoints")

@@ -142,8 +142,6 @@ def plan_lines(config: Config, plan: Plan, dense: Plan) -> list[str]:
     """Parameters, peak and operations in words; ``dense`` is the plan of the same model dense."""
     footprint, batch = plan.footprint, config.train.batch_size
     tokens = batch * config.data.sequence_tokens
-    inactive = plan.parameters_dense - plan.parameters_active
-    active_flops = footprint.flops - 6 * tokens * inactive
     return [
         f"parameters   {plan.parameters_active:,} active of {plan.parameters_dense:,} "
         f"({plan.parameters_active / plan.parameters_dense:.1%})",
@@ -152,8 +150,8 @@ def plan_lines(config: Config, plan: Plan, dense: Plan) -> list[str]:
         f"peak         {format_bytes(footprint.peak_bytes)} in all tensors during a step, dense "
         f"{format_bytes(dense.footprint.peak_bytes)} (ratio {footprint.peak_bytes / dense.footprint.peak_bytes:.3f}); "
         "what the process, torch and the data hold comes on top",
-        f"operations   {footprint.flops / 1e12:.4g} TFLOP a step of {tokens:,} tokens as computed; "
-        f"{active_flops / 1e12:.4g} TFLOP if active values alone were multiplied",
+        f"operations   {footprint.flops / 1e12:.4g} TFLOP a step of {tokens:,} tokens as computed, dense "
+        f"{dense.footprint.flops / 1e12:.4g} (ratio {footprint.flops / dense.footprint.flops:.3f})",
     ]
 
 

@@ -4,6 +4,7 @@ The step runs the same layers, backends and optimizer as a real one, under torch
 and nothing about their memory is written down twice.
 """
 
+import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,8 +46,13 @@ class Footprint:
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the storages that operations make while this mode is on, as long as they live."""
 
-    def __init__(self) -> None:
+    def __init__(self, collect: bool = False) -> None:
+        """``collect``: free reference cycles before a new peak counts.
+
+        Under fake tensors recomputed activations hang in such cycles; real ones do not.
+        """
         super().__init__()
+        self._collect = collect
         self.now = 0
         self.peak = 0
         self._known: set[int] = set()
@@ -72,8 +78,11 @@ class LiveBytes(TorchDispatchMode):
         self._known.add(key)
         size = storage.nbytes()
         self.now += size
-        self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._free, key, size)
+        if self.now > self.peak:
+            if self._collect:
+                gc.collect()
+            self.peak = max(self.peak, self.now)
 
     def _free(self, key: int, size: int) -> None:
         self._known.discard(key)
@@ -112,6 +121,22 @@ def take_step(
 
     From the second micro-batch on a step holds the gradients of those before, so two are run at most.
     """
+    gc.freeze()  # collections below look at what the step makes alone
+    try:
+        return _take_step(model, make_optimizer, micro_batch_size, micro_batches, sequence_tokens, precision, grad_clip)
+    finally:
+        gc.unfreeze()
+
+
+def _take_step(
+    model: nn.Module,
+    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    micro_batch_size: int,
+    micro_batches: int,
+    sequence_tokens: int,
+    precision: str,
+    grad_clip: float,
+) -> Footprint:
     with FakeTensorMode():
         materialise(model)
         optimizer = make_optimizer(model)
@@ -119,7 +144,7 @@ def take_step(
         held = [*model.parameters(), *model.buffers(), *state]
         held_bytes = sum(tensor.numel() * tensor.element_size() for tensor in held)
         windows = torch.zeros(micro_batch_size, sequence_tokens + 1, dtype=torch.long)
-        live = LiveBytes()
+        live = LiveBytes(collect=True)
         live.ignore([*held, windows])
         flops = FlopCounterMode(display=False, custom_mapping=_FLOPS)
         activations_bytes = 0

@@ -20,6 +20,10 @@ _ARMS: dict[str, list[str]] = {
     "transformers": [],
     "ours": [],
     "ours, activation checkpointing": ["train.activation_checkpointing=true"],
+    "ours, activation checkpointing, freed memory released": [
+        "train.activation_checkpointing=true",
+        "train.release_freed_memory=true",
+    ],
     "ours, blocks of 64": ["sparsity.backend=block", "sparsity.block_size=64"],
     "ours, dense": ["method=dense"],
 }
@@ -67,7 +71,7 @@ def run_memory(overrides: list[str], bench: MemoryBench, command: str) -> None:
         )
     console.print(table)
     bars = []
-    for name in ("ours", "ours, activation checkpointing"):
+    for name in list(_ARMS)[1:4]:
         facts = arms[name]
         memory, speed, planned = facts["memory_ratio"], facts["speed_ratio"], facts["planned_over_measured"]
         bars += [
@@ -121,6 +125,7 @@ def measure_process(ours: bool, overrides: list[str], steps: int) -> dict[str, f
     from smet_train.build import build_optimizer, build_sparse_model, planned_vocabulary
     from smet_train.config.compose import compose
     from smet_train.sparse.backends import csr_kernels  # noqa: F401  (both arms import the same, transformers included)
+    from smet_train.train.heap import release_freed_memory
     from smet_train.train.step import forward_backward
 
     config = compose(overrides)
@@ -129,6 +134,8 @@ def measure_process(ours: bool, overrides: list[str], steps: int) -> dict[str, f
     shape = (config.train.micro_batch_size, config.data.sequence_tokens + 1)
     batch = torch.randint(0, vocabulary.vocab_size, shape)
     before = _peak_rss_bytes()
+    if ours and config.train.release_freed_memory:
+        release_freed_memory()
     if not ours:
         config.sparsity.enabled = False
         config.train.activation_checkpointing = False

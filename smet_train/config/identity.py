@@ -17,6 +17,7 @@ VOLATILE_KEYS = (
     "train.eval_interval",
     "train.log_interval",
     "train.activation_checkpointing",
+    "train.release_freed_memory",
     "checkpoint.",
     "tracking.",
     "data.prefetch_batches",

@@ -221,6 +221,9 @@ class TrainConfig:
     activation_checkpointing: bool = setting(
         "keep each block's input alone and compute the block again backward", False
     )
+    release_freed_memory: bool = setting(
+        "give freed tensors back to the system at once: a smaller process, and slower (CPU, glibc)", False
+    )
     eval_interval: int = setting("steps between evaluations; 0 = only at start and end", 500, at_least=0)
     eval_windows: int = setting("validation windows in an evaluation", 128, at_least=1)
     log_interval: int = setting("steps between console lines when not on a terminal", 10, at_least=1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-CHUNK_TOKENS = 1024
+CHUNK_LOGITS = 1 << 24  # 64 MiB of logits in fp32, and as many bytes of their logarithms
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -63,7 +63,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(
-    hidden_NI: Tensor, head: nn.Linear, targets_N: Tensor, dtype: torch.dtype | None = None, chunk: int = CHUNK_TOKENS
+    hidden_NI: Tensor, head: nn.Linear, targets_N: Tensor, dtype: torch.dtype | None = None, chunk: int | None = None
 ) -> Tensor:
     """Mean cross-entropy in nats of ``head(hidden)`` against ``targets``; a scalar of at least fp32.
 
@@ -74,9 +74,10 @@ def linear_cross_entropy(
         head: output layer of V classes, without bias.
         targets_N: class of each token, int64.
         dtype: in which the products are made; None = as they are.
-        chunk: tokens whose logits exist at the same time.
+        chunk: tokens whose logits exist at the same time; None = as many as ``CHUNK_LOGITS`` allows.
     """
     assert head.bias is None
+    chunk = chunk or max(1, CHUNK_LOGITS // head.out_features)
     hidden, weight = (hidden_NI, head.weight) if dtype is None else (hidden_NI.to(dtype), head.weight.to(dtype))
     with torch.autocast(hidden_NI.device.type, enabled=False):
         loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets_N, chunk)

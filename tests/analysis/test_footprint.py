@@ -100,12 +100,10 @@ def test_a_planned_run_holds_what_a_real_one_holds(
         topology = bytes_of.get("exploration", 0)
         topology += max(0, bytes_of.get("gradient probe", 0) - bytes_of.get("gradients", 0))
         peak_bytes = held_bytes + live.peak + topology
-        if config.train.activation_checkpointing:
-            # Under fake tensors a block's recomputed activations live until its backward ends: the plan is a bound.
-            assert peak_bytes <= planned.footprint.peak_bytes <= 1.25 * peak_bytes
-        else:
-            # a few numbers for the loss, and for each layer what a kernel may keep in another shape
-            assert planned.footprint.peak_bytes == pytest.approx(peak_bytes, rel=0.01)
+        # a few numbers for the loss, and for each layer what a kernel may keep in another shape; while a block is
+        # computed again backward, fake tensors take a few operations for what a CPU does in one
+        slack = 0.07 if config.train.activation_checkpointing else 0.01
+        assert planned.footprint.peak_bytes == pytest.approx(peak_bytes, rel=slack)
     finally:
         data.batches.close()
 

@@ -1,0 +1,46 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from smet_train.config.schema import Config
+from smet_train.errors import ConfigError
+from smet_train.job import run_training
+
+CHURN = """
+import json, sys
+from pathlib import Path
+import torch
+from smet_train.train.heap import release_freed_memory
+if sys.argv[1] == "release":
+    release_freed_memory()
+def held():
+    (line,) = (l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
+before = held()
+kept, tensors = [], [torch.ones(2**19) for _ in range(50)]  # 2 MiB each
+for i in range(0, 50):
+    tensors[i] = None
+    kept.append(torch.ones(1000))  # pins the hole
+print(json.dumps(held() - before))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc and glibc")
+def test_freed_tensors_are_given_back() -> None:
+    def held(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", CHURN, how], capture_output=True, text=True, check=True)
+        return int(json.loads(done.stdout))
+
+    assert held("release") < 10 * 2**20
+
+
+def test_a_library_that_can_not_is_said(
+    quick_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())
+    with pytest.raises(ConfigError, match="no such setting"):
+        run_training(quick_config("train.release_freed_memory=true"), tmp_path)
