@@ -42,8 +42,9 @@ lint: $(READY)  ## style, and the order of the rooms
 type: $(READY)  ## mypy, strict
 	$(BIN)/mypy
 
-bench: $(READY)  ## run the benchmarks; each prints a table and a JSON line
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: $(READY)  ## time and memory against dense, about 20 minutes; tables, result.json and plots in outputs/
+	$(BIN)/smet-bench speed
+	$(BIN)/smet-bench memory
 
 clean:  ## remove the environment and all caches; run folders stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

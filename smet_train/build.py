@@ -23,7 +23,7 @@ from smet_train.data.tokenizer import TextTokenizer, load_tokenizer, prepare_tok
 from smet_train.data.validation import validation_windows
 from smet_train.errors import ConfigError
 from smet_train.models import ModelSpec, build_model, checkpoint_activations, default_projections
-from smet_train.optim import LrSchedule, SmetAdamW, parameter_groups
+from smet_train.optim import FusedStep, LrSchedule, SmetAdamW, parameter_groups
 from smet_train.sparse import Layout, SparseLinear, sparsify
 from smet_train.sparse.allocation import Shapes, allocate
 from smet_train.sparse.backends import get_backend
@@ -340,6 +340,7 @@ def build_run(config: Config, run_folder: Path, data: Data, stop: StopRequest) -
         device=device,
         model=model,
         optimizer=optimizer,
+        fused=FusedStep(model, optimizer) if config.train.fused_backward_step else None,
         lr_schedule=LrSchedule(
             name=config.optimizer.schedule.name,
             total_steps=config.train.steps,

@@ -5,17 +5,20 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from smet_train.analysis.layers import print_layers
-from smet_train.analysis.summary import print_summary, run_summary
-from smet_train.build import build_data, build_device, build_run, explain_backends, remarks, run_header
+from smet_train.analysis.planning import plan_run
+from smet_train.analysis.summary import format_bytes, print_summary, run_summary
+from smet_train.build import Vocabulary, build_data, build_device, build_run, explain_backends, remarks, run_header
 from smet_train.config.identity import config_differences
 from smet_train.config.plain import save_config, to_dict
 from smet_train.config.schema import Config
 from smet_train.errors import CheckpointError
 from smet_train.sparse.ledger import count_parameters, sparse_layers
 from smet_train.tracking.console import ConsoleSink, open_console
+from smet_train.tracking.resources import memory_use
 from smet_train.tracking.wandb_sink import open_wandb
 from smet_train.train import files
 from smet_train.train.checkpoint import load_checkpoint, load_plain
@@ -98,7 +101,9 @@ def _train(config: Config, run_folder: Path, checkpoint: Path | None, stop: Stop
     try:
         data.tokenizer.save(run_folder / "tokenizer.json")
         save_config(config, run_folder / "config.yaml")
+        start_rss_bytes = memory_use(torch.device("cpu"))["rss_bytes"]
         run = build_run(config, run_folder, data, stop)
+        run.start_rss_bytes, run.planned = start_rss_bytes, plan_bytes(config, data.tokenizer)
         start(run, config, checkpoint)
         announce(console, config, run, data.source.description)
         add_displays(config, run, console)
@@ -107,6 +112,12 @@ def _train(config: Config, run_folder: Path, checkpoint: Path | None, stop: Stop
         data.batches.close()
     run.tracker.close()
     close(console, run, reason)
+
+
+def plan_bytes(config: Config, tokenizer: Vocabulary) -> dict[str, int]:
+    """Predicted bytes by kind, and of the peak of all tensors."""
+    footprint = plan_run(config, vocabulary=tokenizer).footprint
+    return {**{row.kind: row.bytes for row in footprint.rows}, "peak": footprint.peak_bytes}
 
 
 def find_tokenizer(run_folder: Path, checkpoint: Path | None) -> Path | None:
@@ -166,6 +177,7 @@ def announce(console: Console, config: Config, run: Run, source: str) -> None:
         f"parameters  {active:,} active of {dense:,} ({active / dense:.1%})",
         f"training    {settings.total_steps:,} steps x {settings.tokens_per_step:,} tokens = {tokens:,} tokens, "
         f"{settings.precision} on {run.device}",
+        f"memory      {format_bytes(run.planned['peak'])} in tensors at most, as predicted; torch and data come on top",
         f"data        {source}",
         f"run folder  {run.folder}",
     ]

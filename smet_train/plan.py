@@ -1,31 +1,20 @@
 """What a run will take, before any of it is allocated: parameters, bytes by kind, operations, the batch that fits."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from smet_train.analysis.footprint import Footprint, take_step
+from smet_train.analysis.footprint import Footprint
 from smet_train.analysis.layers import print_layers
+from smet_train.analysis.planning import Plan, plan_run
 from smet_train.analysis.summary import bytes_table, format_bytes
-from smet_train.build import (
-    build_optimizer,
-    build_rules,
-    build_sparse_model,
-    build_topology_schedule,
-    explain_backends,
-    planned_vocabulary,
-    probe_micro_batches,
-    remarks,
-)
+from smet_train.build import explain_backends, remarks
 from smet_train.config.fields import setting
 from smet_train.config.schema import Config
 from smet_train.errors import ConfigError
-from smet_train.sparse.ledger import count_parameters, sparse_layers
-from smet_train.sparse.linear import SparseLinear
-from smet_train.topology.updater import topology_ledger
 
 Compose = Callable[[list[str]], Config]
 
@@ -35,56 +24,8 @@ class PlanSettings:
     """Settings of ``smet-plan`` itself, ``plan.*`` on the command line."""
 
     densities: list[float] = setting("also a table of these densities", [], above=0, at_most=1)
+    ranks: list[int] = setting("also a table for these numbers of processes", [], at_least=1)
     memory_gib: float | None = setting("memory that the largest micro-batch is sought for, GiB", None, above=0)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A configuration's model, as it will be, and the footprint of one of its steps."""
-
-    layers: dict[str, SparseLinear]
-    parameters_active: int
-    parameters_dense: int
-    footprint: Footprint
-
-
-def plan_run(config: Config, micro_batch_size: int | None = None) -> Plan:
-    """Build the model of ``config`` without numbers and take one step of it.
-
-    Raises:
-        SmetError: for everything that would stop the run before its first step but for its data.
-    """
-    model, densities = build_sparse_model(config, planned_vocabulary(config), torch.device("meta"))
-    layers = sparse_layers(model)
-    active, dense = count_parameters(model)
-    size = micro_batch_size or config.train.micro_batch_size
-    footprint = take_step(
-        model,
-        lambda planned: build_optimizer(config, planned, densities),
-        micro_batch_size=size,
-        micro_batches=config.train.batch_size // size,
-        sequence_tokens=config.data.sequence_tokens,
-        precision=config.train.precision.name,
-        grad_clip=config.optimizer.grad_clip,
-    )
-    if layers:
-        footprint = with_topology(footprint, config, layers)
-    return Plan(layers, active, dense, footprint)
-
-
-def with_topology(footprint: Footprint, config: Config, layers: dict[str, SparseLinear]) -> Footprint:
-    """Add what the topology holds. During an update the values have no gradients, so a probe takes their room first."""
-    rows = topology_ledger(
-        layers,
-        build_topology_schedule(config),
-        build_rules(config),
-        explore=config.tracking.exploration,
-        probe_micro_batches=probe_micro_batches(config),
-    )
-    held = {row.kind: row.bytes for row in rows}
-    gradients = next(row.bytes for row in footprint.rows if row.kind == "gradients")
-    more = held.get("exploration", 0) + max(0, held.get("gradient probe", 0) - gradients)
-    return replace(footprint, rows=[*footprint.rows, *rows], peak_bytes=footprint.peak_bytes + more)
 
 
 def largest_micro_batch(config: Config, memory_bytes: float) -> tuple[int, int]:
@@ -131,6 +72,8 @@ def print_plan(console: Console, compose: Compose, settings: PlanSettings) -> No
         console.print(line, soft_wrap=True)
     if settings.densities:
         console.print(densities_table(compose, settings.densities, dense))
+    if settings.ranks:
+        console.print(ranks_table(plan.footprint, dense.footprint, settings.ranks))
     if settings.memory_gib is not None:
         size, peak = largest_micro_batch(config, settings.memory_gib * 2**30)
         console.print(
@@ -153,6 +96,34 @@ def plan_lines(config: Config, plan: Plan, dense: Plan) -> list[str]:
         f"operations   {footprint.flops / 1e12:.4g} TFLOP a step of {tokens:,} tokens as computed, dense "
         f"{dense.footprint.flops / 1e12:.4g} (ratio {footprint.flops / dense.footprint.flops:.3f})",
     ]
+
+
+def ranks_table(footprint: Footprint, dense: Footprint, ranks: list[int]) -> Table:
+    """One row a number of processes: state on each, and what each sends, worked out from the bytes by kind.
+
+    Replicated, every process holds all of it, and a ring sums the gradients: 2 (N - 1) / N of their bytes go out of
+    each. Sharded, each holds an N-th. The activations of a micro-batch come on top either way.
+    """
+    table = Table(title="by number of processes, worked out", title_justify="left")
+    for column in ("processes", "state of each, replicated", "sharded", "sent by each in a step", "dense", "ratio"):
+        table.add_column(column, justify="right")
+    sparse_bytes, dense_bytes = gradient_bytes(footprint), gradient_bytes(dense)
+    for n in ranks:
+        share = 2 * (n - 1) / n
+        table.add_row(
+            str(n),
+            format_bytes(footprint.state_bytes),
+            format_bytes(-(-footprint.state_bytes // n)),
+            format_bytes(share * sparse_bytes),
+            format_bytes(share * dense_bytes),
+            f"{sparse_bytes / dense_bytes:.3f}",
+        )
+    return table
+
+
+def gradient_bytes(footprint: Footprint) -> int:
+    """Of all gradients, those of what is dense included: as many as of the parameters."""
+    return sum(row.bytes for row in footprint.rows if row.kind in ("values", "dense rest: parameters"))
 
 
 def densities_table(compose: Compose, densities: list[float], dense: Plan) -> Table:

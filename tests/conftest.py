@@ -18,6 +18,8 @@ from smet_train.config.compose import compose
 from smet_train.config.schema import Config
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are read
 
 _WORDS = """
 the model reads a token and writes the next one while its weights move from site to site in every layer because few of

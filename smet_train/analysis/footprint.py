@@ -7,6 +7,7 @@ and nothing about their memory is written down twice.
 import gc
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, mm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
-from smet_train.sparse.backends import block, csr
+from smet_train.optim import FusedStep, SmetAdamW
+from smet_train.sparse.backends import block, csr, densify
 from smet_train.sparse.ledger import LedgerRow, measure
 from smet_train.train.step import token_loss
 
@@ -109,13 +111,14 @@ def materialise(model: nn.Module) -> None:
 
 def take_step(
     model: nn.Module,
-    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    make_optimizer: Callable[[nn.Module], SmetAdamW],
     *,
     micro_batch_size: int,
     micro_batches: int,
     sequence_tokens: int,
     precision: str,
     grad_clip: float,
+    fused: bool = False,
 ) -> Footprint:
     """The footprint of one optimizer step of ``model``, which must be on the meta device and can't be used afterwards.
 
@@ -123,19 +126,22 @@ def take_step(
     """
     gc.freeze()  # collections below look at what the step makes alone
     try:
-        return _take_step(model, make_optimizer, micro_batch_size, micro_batches, sequence_tokens, precision, grad_clip)
+        return _take_step(
+            model, make_optimizer, micro_batch_size, micro_batches, sequence_tokens, precision, grad_clip, fused
+        )
     finally:
         gc.unfreeze()
 
 
 def _take_step(
     model: nn.Module,
-    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    make_optimizer: Callable[[nn.Module], SmetAdamW],
     micro_batch_size: int,
     micro_batches: int,
     sequence_tokens: int,
     precision: str,
     grad_clip: float,
+    fused: bool,
 ) -> Footprint:
     with FakeTensorMode():
         materialise(model)
@@ -154,11 +160,13 @@ def _take_step(
                 with flops:
                     loss = token_loss(model, windows, precision) / micro_batches
                     activations_bytes = live.now - before
-                    loss.backward()
+                    with FusedStep(model, optimizer) if fused else nullcontext():
+                        loss.backward()
                 del loss
-            nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
-            optimizer.step()
-        rows = measure(model, optimizer)
+            if not fused:
+                nn.utils.clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
+                optimizer.step()
+        rows = measure(model, optimizer, fused=fused)
     # The counter starts anew with each micro-batch.
     return Footprint(rows, activations_bytes, held_bytes + live.peak, flops.get_total_flops() * micro_batches)
 
@@ -180,6 +188,10 @@ _FLOPS = {
     torch.ops.aten.addmm_: _addmm_in_place,
     torch.ops.smet.block_linear: block.flops,
     torch.ops.smet.block_linear_backward: block.backward_flops,
+    torch.ops.smet.densify_linear: densify.flops,
+    torch.ops.smet.densify_linear_backward: densify.backward_flops,
+    torch.ops.smet.triton_linear: block.flops,
+    torch.ops.smet.triton_linear_backward: block.backward_flops,
     torch.ops.smet.csr_linear: csr.flops,
     torch.ops.smet.csr_linear_backward: csr.backward_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
@@ -188,6 +200,8 @@ _FLOPS = {
 
 # What our own operators allocate while they run, which nobody outside sees.
 _WORKSPACES = {
+    torch.ops.smet.densify_linear.default: densify.workspace_bytes,
+    torch.ops.smet.densify_linear_backward.default: densify.workspace_bytes,
     torch.ops.smet.csr_linear.default: csr.workspace_bytes,
     torch.ops.smet.csr_linear_backward.default: csr.workspace_bytes,
 }

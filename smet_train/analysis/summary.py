@@ -79,26 +79,43 @@ def _facts_table(summary: dict[str, Any]) -> Table:
     if "tokens_per_s" in summary:
         table.add_row("speed, median", f"{summary['tokens_per_s']:,.0f} tokens/s")
     if "memory" in summary:
-        table.add_row("peak memory of the process", format_bytes(summary["memory"]["peak_rss_bytes"]))
+        table.add_row("peak memory", peak_text(summary["memory"]))
     return table
+
+
+def peak_text(memory: dict[str, Any]) -> str:
+    """The peak of the process, or of the GPU where there is one, beside the predicted peak of its tensors."""
+    text = f"{format_bytes(memory['peak_rss_bytes'])} in the process"
+    if "planned_peak_bytes" not in memory:
+        return text
+    planned = memory["planned_peak_bytes"]
+    above = memory["peak_rss_bytes"] - memory["start_rss_bytes"]
+    text += f", {format_bytes(above)} of it for the model and its steps"
+    if memory["peak_device_bytes"]:
+        above = memory["peak_device_bytes"]
+        text += f"; {format_bytes(above)} on the GPU"
+    return f"{text} (predicted for tensors: {format_bytes(planned)}, {planned / max(1, above):.2f} of that)"
 
 
 def bytes_table(kinds: list[dict[str, Any]]) -> Table:
     """Bytes held by kind beside those of the same model dense, and their ratio."""
     table = Table(title="state in memory against the same model dense", title_justify="left")
     table.add_column("kind")
-    for column in ("held", "dense", "ratio"):
+    planned = any("planned_bytes" in row for row in kinds)
+    for column in ("held", *(["predicted"] if planned else []), "dense", "ratio"):
         table.add_column(column, justify="right")
     total = {
         "kind": "total",
         "bytes": sum(row["bytes"] for row in kinds),
+        "planned_bytes": sum(row.get("planned_bytes", 0) for row in kinds),
         "dense_bytes": sum(row["dense_bytes"] for row in kinds),
     }
     for row in [*kinds, total]:
         ratio = f"{row['bytes'] / row['dense_bytes']:.3f}" if row["dense_bytes"] else "-"
         if row is total:
             table.add_section()
-        table.add_row(row["kind"], format_bytes(row["bytes"]), format_bytes(row["dense_bytes"]), ratio)
+        predicted = [format_bytes(row.get("planned_bytes", 0))] if planned else []
+        table.add_row(row["kind"], format_bytes(row["bytes"]), *predicted, format_bytes(row["dense_bytes"]), ratio)
     return table
 
 

@@ -5,7 +5,6 @@ imports took. Processes of both arms take turns. Both compute in fp32 on the sam
 """
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -37,9 +36,9 @@ def run_memory(overrides: list[str], bench: MemoryBench, command: str) -> None:
     """
     from rich.table import Table
 
+    from smet_train.analysis.planning import plan_run
     from smet_train.bench.result import Bar, write_result
     from smet_train.config.compose import compose
-    from smet_train.plan import plan_run
     from smet_train.tracking.console import open_console
 
     console = open_console()
@@ -104,18 +103,6 @@ def _in_a_process(name: str, overrides: list[str], steps: int) -> dict[str, floa
     return facts
 
 
-def _peak_rss_bytes() -> int:
-    """The most that this process had resident since it began.
-
-    On Linux not ``ru_maxrss``: that starts at what the parent had when it made this process.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def measure_process(ours: bool, overrides: list[str], steps: int) -> dict[str, float]:
     """Train ``steps`` steps in this process; the first is not timed."""
     import torch
@@ -125,6 +112,7 @@ def measure_process(ours: bool, overrides: list[str], steps: int) -> dict[str, f
     from smet_train.build import build_optimizer, build_sparse_model, planned_vocabulary
     from smet_train.config.compose import compose
     from smet_train.sparse.backends import csr_kernels  # noqa: F401  (both arms import the same, transformers included)
+    from smet_train.tracking.resources import peak_rss_bytes
     from smet_train.train.heap import release_freed_memory
     from smet_train.train.step import forward_backward
 
@@ -133,7 +121,7 @@ def measure_process(ours: bool, overrides: list[str], steps: int) -> dict[str, f
     torch.manual_seed(0)
     shape = (config.train.micro_batch_size, config.data.sequence_tokens + 1)
     batch = torch.randint(0, vocabulary.vocab_size, shape)
-    before = _peak_rss_bytes()
+    before = peak_rss_bytes()
     if ours and config.train.release_freed_memory:
         release_freed_memory()
     if not ours:
@@ -159,7 +147,7 @@ def measure_process(ours: bool, overrides: list[str], steps: int) -> dict[str, f
         step()
         seconds.append(time.perf_counter() - started_s)
     tokens = shape[0] * (shape[1] - 1)
-    return {"peak_bytes": _peak_rss_bytes() - before, "tokens_per_s": tokens / median(seconds[1:])}
+    return {"peak_bytes": peak_rss_bytes() - before, "tokens_per_s": tokens / median(seconds[1:])}
 
 
 if __name__ == "__main__":

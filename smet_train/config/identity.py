@@ -17,6 +17,7 @@ VOLATILE_KEYS = (
     "train.eval_interval",
     "train.log_interval",
     "train.activation_checkpointing",
+    "train.fused_backward_step",
     "train.release_freed_memory",
     "checkpoint.",
     "tracking.",

@@ -35,6 +35,7 @@ class Backend(Enum):
     densify = "densify"
     csr = "csr"
     block = "block"
+    triton = "triton"
     reference = "reference"
 
 
@@ -220,6 +221,10 @@ class TrainConfig:
     device: Device = setting("auto = the GPU where there is one", Device.auto)
     activation_checkpointing: bool = setting(
         "keep each block's input alone and compute the block again backward", False
+    )
+    fused_backward_step: bool = setting(
+        "update each parameter in the backward pass; needs grad_clip=0 and no accumulation",
+        False,
     )
     release_freed_memory: bool = setting(
         "give freed tensors back to the system at once: a smaller process, and slower (CPU, glibc)", False

@@ -42,6 +42,7 @@ def validate(config: Config) -> None:
         check_range(leaf, value_at(config, leaf.key))
     _check_betas(config.optimizer.betas)
     _check_batch(config.train.batch_size, config.train.micro_batch_size)
+    _check_fused_step(config)
     _check_topology(config)
     _check_drop_fractions(config.topology.drop_fraction, config.topology.final_drop_fraction)
     if config.sparsity.include == []:
@@ -52,6 +53,22 @@ def validate(config: Config) -> None:
     _check_data(config.data)
     if config.checkpoint.resume not in ("auto", "never"):
         _check_path("checkpoint.resume", config.checkpoint.resume, "auto, never, or the path of a checkpoint")
+
+
+def _check_fused_step(config: Config) -> None:
+    if not config.train.fused_backward_step:
+        return
+    if config.optimizer.grad_clip:
+        raise ConfigError(
+            f"train.fused_backward_step=true frees each gradient before the next is made, but optimizer.grad_clip="
+            f"{config.optimizer.grad_clip:g} needs the norm of all; write optimizer.grad_clip=0"
+        )
+    if config.train.micro_batch_size != config.train.batch_size:
+        raise ConfigError(
+            "train.fused_backward_step=true updates in every backward pass, but train.batch_size="
+            f"{config.train.batch_size} with train.micro_batch_size={config.train.micro_batch_size} accumulates "
+            f"gradients over several; write train.micro_batch_size={config.train.batch_size}"
+        )
 
 
 def _check_text(leaf: Leaf, value: Any) -> None:

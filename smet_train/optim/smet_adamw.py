@@ -81,9 +81,11 @@ class SmetAdamW(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
         self.seed = seed
-        for group in self.param_groups:
-            for parameter in group["params"]:
+        self._places: dict[Tensor, tuple[dict[str, Any], str]] = {}
+        for number, group in enumerate(self.param_groups):
+            for position, parameter in enumerate(group["params"]):
                 self._make_state(parameter, group)
+                self._places[parameter] = group, f"{number}.{position}"
 
     def _make_state(self, parameter: nn.Parameter, group: Mapping[str, Any]) -> None:
         dtype = _moment_dtype(parameter)
@@ -100,12 +102,14 @@ class SmetAdamW(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient. Closures are not supported: the loop owns the backward."""
         assert closure is None
-        for number, group in enumerate(self.param_groups):
-            for position, parameter in enumerate(group["params"]):
-                if parameter.grad is not None:
-                    self._update(parameter, group, f"{number}.{position}")
+        for parameter in self._places:
+            if parameter.grad is not None:
+                self.step_one(parameter)
 
-    def _update(self, parameter: nn.Parameter, group: Mapping[str, Any], stream: str) -> None:
+    @torch.no_grad()
+    def step_one(self, parameter: Tensor) -> None:
+        """The update of one parameter that has a gradient: a part of :meth:`step`."""
+        group, stream = self._places[parameter]
         state = self.state[parameter]
         state["step"] += 1
         assert parameter.grad is not None

@@ -44,10 +44,11 @@ def _state_bytes(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, *, a
     return _bytes(value for value in states if value.is_floating_point() is not ages and value.dim() > 0)
 
 
-def measure(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[LedgerRow]:
+def measure(model: nn.Module, optimizer: torch.optim.Optimizer, *, fused: bool = False) -> list[LedgerRow]:
     """Bytes held by the model and its optimizer, from the tensors themselves.
 
-    A gradient is counted as large as its parameter, whether or not it exists at this moment. Call it after the
+    A gradient is counted as large as its parameter, whether or not it exists at this moment; with ``fused``, where
+    each lives until its parameter is updated, the largest alone. Call it after the
     optimizer has made its state (``SmetAdamW`` makes it when it is built).
     """
     layers = sparse_layers(model).values()
@@ -62,14 +63,19 @@ def measure(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[LedgerRo
     ages = sum(_state_bytes(optimizer, parameter, ages=True) for parameter in values)
     rest_bytes = _bytes(rest)
     rest_moments = sum(_state_bytes(optimizer, parameter, ages=False) for parameter in rest)
+    gradients, rest_gradients = (_bytes(values), dense_values), rest_bytes
+    if fused:
+        largest_dense = max((layer.layout.weights * layer.values.element_size() for layer in layers), default=0)
+        gradients = max((_bytes([value]) for value in values), default=0), largest_dense
+        rest_gradients = max((_bytes([parameter]) for parameter in rest), default=0)
     rows = [
         LedgerRow("values", _bytes(values), dense_values),
-        LedgerRow("gradients", _bytes(values), dense_values),
+        LedgerRow("gradients", *gradients),
         LedgerRow("moments", sum(moments), dense_moments),
         LedgerRow("ages", ages, 0),
         LedgerRow("index", _bytes(layer.packed_index for layer in layers), 0),
         LedgerRow("dense rest: parameters", rest_bytes, rest_bytes),
-        LedgerRow("dense rest: gradients", rest_bytes, rest_bytes),
+        LedgerRow("dense rest: gradients", rest_gradients, rest_gradients),
         LedgerRow("dense rest: moments", rest_moments, rest_moments),
     ]
     return [row for row in rows if row.bytes or row.dense_bytes]

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -34,11 +35,8 @@ def train(run: Run) -> str:
     while run.state.step < run.settings.total_steps and run.stop.reason is None:
         move_topology(run)
         report(run, run.spikes.before_step(run.state.step + 1))
-        loss = forward_backward(run.model, run.batches, run.settings.micro_batches, run.device, run.settings.precision)
-        grad_norm = clip_gradients(run)
         lr = set_learning_rate(run)
-        run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)
+        loss, grad_norm = take_step(run)
         run.state.step += 1
         run.state.tokens += run.settings.tokens_per_step
         report_step(run, loss, lr, grad_norm)
@@ -59,6 +57,18 @@ def due(interval: int, step: int) -> bool:
 def report(run: Run, events: list[dict[str, Any]]) -> None:
     for event in events:
         run.tracker.emit(event)
+
+
+def take_step(run: Run) -> tuple[float, float]:
+    """Forward, backward and the optimizer's step; returns the loss and the norm of its gradient before clipping."""
+    with run.fused or nullcontext():
+        loss = forward_backward(run.model, run.batches, run.settings.micro_batches, run.device, run.settings.precision)
+    if run.fused is not None:
+        return loss, run.fused.grad_norm()
+    grad_norm = clip_gradients(run)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return loss, grad_norm
 
 
 def clip_gradients(run: Run) -> float:
@@ -137,6 +147,18 @@ def save(run: Run) -> None:
     log.info("checkpoint of step %d in %.2f s: %s", run.state.step, time.monotonic() - started_s, path)
 
 
+def report_memory(run: Run) -> None:
+    """What is held by kind and has been held at most, beside what was predicted."""
+    kinds = [
+        {**row.as_dict(), **({"planned_bytes": run.planned[row.kind]} if row.kind in run.planned else {})}
+        for row in [*measure(run.model, run.optimizer, fused=run.fused is not None), *run.topology.ledger()]
+    ]
+    event = {"event": "memory", "step": run.state.step, **memory_use(run.device)}
+    if run.planned:
+        event |= {"start_rss_bytes": run.start_rss_bytes, "planned_peak_bytes": run.planned["peak"]}
+    run.tracker.emit({**event, "kinds": kinds})
+
+
 def finish(run: Run) -> str:
     """Save, and write down how the run ended.
 
@@ -153,8 +175,7 @@ def finish(run: Run) -> str:
         if not due(run.settings.eval_interval, step):
             evaluate(run)
         report(run, run.spikes.finish())
-    kinds = [row.as_dict() for row in [*measure(run.model, run.optimizer), *run.topology.ledger()]]
-    run.tracker.emit({"event": "memory", "step": step, **memory_use(run.device), "kinds": kinds})
+    report_memory(run)
     run.tracker.emit(
         {
             "event": "end",

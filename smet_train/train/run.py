@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from smet_train.data.loader import BatchLoader
-from smet_train.optim import LrSchedule, SmetAdamW
+from smet_train.optim import FusedStep, LrSchedule, SmetAdamW
 from smet_train.topology import TopologyUpdater
 from smet_train.tracking.jsonl import JsonlSink
 from smet_train.tracking.sinks import Tracker
@@ -55,7 +55,9 @@ class TrainState:
 class Run:
     """One run: what is trained, on what, how, and where it is written down.
 
-    ``fresh`` is true until a checkpoint is restored into it.
+    ``fused`` makes the optimizer's step in the backward pass, if asked for. ``fresh`` is true until a checkpoint is
+    restored into it. ``planned`` has the predicted bytes by kind, and of the ``peak``; ``start_rss_bytes`` what the
+    process held before the model was made.
     """
 
     settings: LoopSettings
@@ -64,6 +66,7 @@ class Run:
     device: torch.device
     model: nn.Module
     optimizer: SmetAdamW
+    fused: FusedStep | None
     lr_schedule: LrSchedule
     topology: TopologyUpdater
     batches: BatchLoader
@@ -75,6 +78,8 @@ class Run:
     stop: StopRequest
     state: TrainState = field(default_factory=TrainState)
     fresh: bool = True
+    planned: dict[str, int] = field(default_factory=dict)
+    start_rss_bytes: int = 0
 
     @property
     def checkpoints(self) -> Path:

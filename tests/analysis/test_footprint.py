@@ -1,21 +1,22 @@
 """What is predicted without allocating anything is what a real step holds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from smet_train.analysis.footprint import LiveBytes, materialise
+from smet_train.analysis.planning import plan_run
 from smet_train.build import build_data, build_optimizer, build_run, build_sparse_model
 from smet_train.config.schema import Config
-from smet_train.plan import plan_run
 from smet_train.sparse.ledger import measure
-from smet_train.train.loop import clip_gradients
+from smet_train.train.loop import take_step
 from smet_train.train.signals import StopRequest
-from smet_train.train.step import forward_backward
 
 QuickConfig = Callable[..., Config]
 
@@ -53,6 +54,12 @@ def test_materialised_models_share_what_was_shared() -> None:
     assert model["c"].get_buffer("num_batches_tracked").dtype == torch.int64
 
 
+FUSED = [
+    "train.fused_backward_step=true",
+    "optimizer.grad_clip=0",
+    "train.batch_size=2",
+    "train.micro_batch_size=2",
+]
 GRID = [
     ["method=smet"],
     ["method=smet", "sparsity.backend=reference"],
@@ -67,6 +74,8 @@ GRID = [
     ["method=set", "sparsity.allocation=erk", "tracking.exploration=false", "optimizer.grad_clip=0"],
     ["model.family=gpt2", "model.kv_heads=null"],
     ["train.batch_size=4", "train.micro_batch_size=1"],
+    FUSED,
+    [*FUSED, "model.tie_embeddings=true", "train.precision=bf16", "method=smet_rigl", "topology.interval=2"],
 ]
 
 
@@ -80,7 +89,7 @@ def test_a_planned_run_holds_what_a_real_one_holds(
         config.data.tokenizer.vocab_size = data.tokenizer.vocab_size
         planned = plan_run(config)
         run = build_run(config, tmp_path, data, StopRequest())
-        rows = [*measure(run.model, run.optimizer), *run.topology.ledger()]
+        rows = [*measure(run.model, run.optimizer, fused=run.fused is not None), *run.topology.ledger()]
         assert planned.footprint.rows == rows
 
         windows = torch.zeros(config.train.micro_batch_size, config.data.sequence_tokens + 1, dtype=torch.long)
@@ -88,13 +97,9 @@ def test_a_planned_run_holds_what_a_real_one_holds(
         held = [*run.model.parameters(), *run.model.buffers(), *(s for s in state if isinstance(s, Tensor))]
         live = LiveBytes()
         live.ignore([*held, windows])
-        batches: Iterator[Tensor] = repeat(windows)
+        batches: Any = repeat(windows)
         with live:
-            forward_backward(
-                run.model, batches, config.train.batch_size // windows.shape[0], run.device, run.settings.precision
-            )
-            clip_gradients(run)
-            run.optimizer.step()
+            take_step(replace(run, batches=batches))
         held_bytes = sum(tensor.numel() * tensor.element_size() for tensor in held)
         bytes_of = {row.kind: row.bytes for row in rows}
         topology = bytes_of.get("exploration", 0)

@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import nn
 
 from smet_train.analysis.layers import group_layers, print_layers
-from smet_train.analysis.summary import format_bytes, print_summary, run_summary
+from smet_train.analysis.summary import bytes_table, format_bytes, peak_text, print_summary, run_summary
 from smet_train.analysis.sweep import COLUMNS, print_sweep_table, sweep_rows, write_sweep_csv
 from smet_train.sparse import sparsify
 
@@ -62,6 +62,22 @@ def test_the_summary_is_read_from_the_events(tmp_path: Path) -> None:
     assert "mean +0.3000, largest +0.5000 nats over 2 updates (beta2 0.999)" in text
     assert "3.00 GiB" in text
     assert "0.200" in text  # the total: 2 KiB of 10 KiB
+
+
+def test_what_was_predicted_stands_beside_what_was_held() -> None:
+    kinds = [{"kind": "values", "bytes": 2048, "planned_bytes": 1024, "dense_bytes": 8192}]
+    memory = {"peak_rss_bytes": 5 * 2**30, "start_rss_bytes": 2**30, "peak_device_bytes": 0, "kinds": kinds}
+    memory["planned_peak_bytes"] = 3 * 2**30
+    text = peak_text(memory)
+    assert text == (
+        "5.00 GiB in the process, 4.00 GiB of it for the model and its steps "
+        "(predicted for tensors: 3.00 GiB, 0.75 of that)"
+    )
+    text = peak_text({**memory, "peak_device_bytes": 6 * 2**30})
+    assert text.endswith("; 6.00 GiB on the GPU (predicted for tensors: 3.00 GiB, 0.50 of that)")
+    table = printed(lambda console: console.print(bytes_table(kinds)))
+    assert "predicted" in table
+    assert "1.00 KiB" in table
 
 
 def test_a_folder_without_a_run_has_an_empty_summary(tmp_path: Path) -> None:

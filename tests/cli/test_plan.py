@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from smet_train.analysis.footprint import Footprint
+from smet_train.analysis.planning import plan_run
 from smet_train.cli import plan as command
 from smet_train.config.compose import compose
 from smet_train.errors import ConfigError
-from smet_train.plan import largest_micro_batch, plan_run
+from smet_train.plan import largest_micro_batch, ranks_table
+from smet_train.sparse.ledger import LedgerRow
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -31,7 +34,7 @@ def test_a_plan_is_printed_and_nothing_is_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quick: list[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = ["plan.densities=[0.1,0.5]", "plan.memory_gib=1", "sparsity.density=0.25"]
+    settings = ["plan.densities=[0.1,0.5]", "plan.memory_gib=1", "plan.ranks=[1,4]", "sparsity.density=0.25"]
     assert call(monkeypatch, *quick, *settings) == 0
     printed = capsys.readouterr().out
     assert "q_proj" in printed
@@ -39,6 +42,8 @@ def test_a_plan_is_printed_and_nothing_is_written(
     assert re.search(r"parameters +[\d,]+ active of [\d,]+", printed)
     assert re.search(r"│ +0\.1 │", printed)
     assert re.search(r"│ +0\.5 │", printed)
+    assert re.search(r"│ +1 │ .* 0 B │ +0 B │", printed)
+    assert re.search(r"│ +4 │ ", printed)
     assert "in 1 GiB: train.micro_batch_size=" in printed
     assert not list(tmp_path.iterdir())
 
@@ -52,10 +57,26 @@ def test_a_dense_plan_has_nothing_to_compare(
     assert "sparse layers" not in printed
 
 
+def test_processes_share_or_repeat_the_state() -> None:
+    def footprint(values: int, rest: int, moments: int) -> Footprint:
+        held = {"values": values, "dense rest: parameters": rest, "moments": moments}
+        return Footprint([LedgerRow(kind, count, 0) for kind, count in held.items()], 0, 0, 0)
+
+    table = ranks_table(footprint(100, 300, 601), footprint(1000, 300, 0), [1, 4])
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[0] == ["1", "4"]
+    assert cells[1] == ["1001 B", "1001 B"]
+    assert cells[2] == ["1001 B", "251 B"]
+    assert cells[3] == ["0 B", "600 B"]  # 2 * 3/4 * 400
+    assert cells[4] == ["0 B", "1.90 KiB"]
+    assert cells[5] == ["0.308", "0.308"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plan.zensities=[0.1]"], "unknown key plan.zensities; there is plan.densities, plan.memory_gib"),
+        (["plan.zensities=[0.1]"], "unknown key plan.zensities; there is plan.densities, plan.ranks, plan.memory_gib"),
+        (["plan.ranks=[0]"], "plan.ranks=[0] is out of range"),
         (["plan.densities=[2]"], "plan.densities=[2.0] is out of range"),
         (["plan.densities=[0.1]", "method=dense"], "choose a sparse method"),
         (["plan.memory_gib=0.000001"], "one sequence of 32 tokens at a time needs"),

@@ -63,7 +63,7 @@ def test_a_cache_that_cannot_be_used_is_no_obstacle(
 
 
 def test_nothing_that_can_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in auto.CANDIDATES:
+    for name in auto.CANDIDATES["cpu"]:
         monkeypatch.setattr(BACKENDS[name], "unsupported", lambda *_: "it is Sunday")
     with pytest.raises(BackendError, match="nothing computes a 24x20 layer: .*it is Sunday"):
         choose_backend(LAYOUT, torch.float32, CPU, 64, None)

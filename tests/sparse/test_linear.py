@@ -11,7 +11,8 @@ from smet_train.sparse.sampling import first_index
 
 def layer(backend: str = "densify", bias: bool = True) -> SparseLinear:
     torch.manual_seed(0)
-    layout = Layout(6, 5, 4, 2) if backend == "block" else Layout(6, 5, 9)
+    layouts = {"block": Layout(6, 5, 4, 2), "triton": Layout(6, 5, 1, 16)}
+    layout = layouts.get(backend, Layout(6, 5, 9))
     values = torch.randn(layout.values_shape)
     return SparseLinear(layout, first_index(layout, 1), values, torch.randn(6) if bias else None, backend)
 

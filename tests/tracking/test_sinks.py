@@ -159,13 +159,17 @@ def test_throughput_counts_tokens_over_unpaused_time() -> None:
     assert Throughput(clock=lambda: 0.0).step(5) == 0.0
 
 
-def test_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_in_bytes() -> None:
     use = memory_use(torch.device("cpu"))
     assert set(use) == set(FIELDS["memory"])
     assert 50 * 2**20 < use["rss_bytes"] <= use["peak_rss_bytes"] < 2**40
     assert use["device_bytes"] == use["peak_device_bytes"] == 0
+
+
+def test_the_peak_is_in_bytes_where_the_kernel_has_no_status_file(monkeypatch: pytest.MonkeyPatch) -> None:
     peak = type("Usage", (), {"ru_maxrss": 2**36})
     monkeypatch.setattr("resource.getrusage", lambda _: peak)
+    monkeypatch.setattr(Path, "exists", lambda _: False)
     for platform, expected in (("linux", 2**46), ("darwin", 2**36)):
         monkeypatch.setattr(sys, "platform", platform)
         assert memory_use(torch.device("cpu"))["peak_rss_bytes"] == expected

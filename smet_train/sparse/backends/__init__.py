@@ -8,9 +8,10 @@ from smet_train.sparse.backends.block import BlockBackend
 from smet_train.sparse.backends.csr import CsrBackend
 from smet_train.sparse.backends.densify import DensifyBackend
 from smet_train.sparse.backends.reference import ReferenceBackend
+from smet_train.sparse.backends.triton_blocks import TritonBackend
 from smet_train.sparse.layout import Layout
 
-_ALL: tuple[Backend, ...] = (DensifyBackend(), ReferenceBackend(), CsrBackend(), BlockBackend())
+_ALL: tuple[Backend, ...] = (DensifyBackend(), ReferenceBackend(), CsrBackend(), BlockBackend(), TritonBackend())
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 
 

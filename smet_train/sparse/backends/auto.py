@@ -21,7 +21,7 @@ from smet_train.sparse.sampling import first_index
 
 log = logging.getLogger(__name__)
 
-CANDIDATES = ("densify", "csr", "block")
+CANDIDATES = {"cpu": ("densify", "csr", "block"), "cuda": ("densify", "triton")}
 _MOST_TOKENS = 2048  # more tokens at once take longer in proportion
 _ROUNDS = 3
 _LIBRARIES = ("torch", "numba", "smet-train")
@@ -61,7 +61,7 @@ def choose_backend(
         return Choice(**known[key])
     why_not: dict[str, str] = {}
     runs: dict[str, Callable[[], None]] = {}
-    for name in CANDIDATES:
+    for name in CANDIDATES.get(device.type, ("densify",)):
         reason = BACKENDS[name].unsupported(layout, dtype, device)
         if reason is None:
             runs[name] = _trial(name, layout, dtype, device, tokens)

@@ -44,23 +44,28 @@ def compressed_rows(packed: Tensor, layout: Layout) -> tuple[Any, Any]:
 def rows_of_bitmap(bits: Array, rows: int, columns: int, starts: Array, column_K: Array) -> None:  # pragma: no cover
     """Fill ``starts`` (rows + 1,) and ``column_K`` (K,) from one bit a site."""
     for row in prange(rows):
-        count = 0
-        for site in range(row * columns, (row + 1) * columns):
-            count += (bits[site >> 3] >> (site & 7)) & 1
+        count, site, end = 0, row * columns, (row + 1) * columns
+        while site < end:
+            if site & 7 == 0 and site + 8 <= end:
+                byte = bits[site >> 3]
+                byte = (byte & 0x55) + ((byte >> 1) & 0x55)
+                byte = (byte & 0x33) + ((byte >> 2) & 0x33)
+                count += (byte & 0x0F) + (byte >> 4)
+                site += 8
+            else:
+                count += (bits[site >> 3] >> (site & 7)) & 1
+                site += 1
         starts[row + 1] = count
     starts[0] = 0
     for row in range(rows):
         starts[row + 1] += starts[row]
     for row in prange(rows):
-        slot, site, end = starts[row], row * columns, (row + 1) * columns
-        while site < end:
-            if site & 7 == 0 and bits[site >> 3] == 0:
-                site += 8
-                continue
-            if (bits[site >> 3] >> (site & 7)) & 1:
-                column_K[slot] = site - row * columns
-                slot += 1
+        found, count, site = np.empty(columns + 1, column_K.dtype), 0, row * columns
+        for column in range(columns):  # every column is written, and kept if its bit moves the end: no branch
+            found[count] = column
+            count += (bits[site >> 3] >> (site & 7)) & 1
             site += 1
+        column_K[starts[row] : starts[row + 1]] = found[:count]
 
 
 @njit(parallel=True, fastmath=MATH, cache=True)
@@ -187,3 +192,20 @@ def _spread(
             value, column = value_K[slot], column_K[slot]
             for t in range(tile):
                 out_IT[column, t] += value * g_OT[row, t]
+
+
+@njit(parallel=True, cache=True)
+def scatter(starts: Array, column_K: Array, value_K: Array, dense_OI: Array) -> None:  # pragma: no cover
+    """``dense_OI``: zero but for the values at their places."""
+    for row in prange(dense_OI.shape[0]):
+        dense_OI[row, :] = 0
+        for slot in range(starts[row], starts[row + 1]):
+            dense_OI[row, column_K[slot]] = value_K[slot]
+
+
+@njit(parallel=True, cache=True)
+def gather(starts: Array, column_K: Array, dense_OI: Array, value_K: Array) -> None:  # pragma: no cover
+    """``value_K``: what ``dense_OI`` holds at the places."""
+    for row in prange(dense_OI.shape[0]):
+        for slot in range(starts[row], starts[row + 1]):
+            value_K[slot] = dense_OI[row, column_K[slot]]

@@ -1,47 +1,27 @@
 """One transient dense weight per layer: made for the forward product, thrown away, made again for the backward one.
 
 The products are dense, so this backend is about as fast as a dense layer and no faster; what it saves is memory.
-Nothing dense is saved for backward, and the dense gradient of the weight lives only until its active entries are read.
+Nothing dense is saved for backward, and the dense gradient of the weight, in the weight's room where that is possible,
+lives only until its active entries are read.
 """
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from smet_train.sparse.dense import gather_values, scatter_dense
 from smet_train.sparse.index import unpack
 from smet_train.sparse.layout import Layout
+from smet_train.sparse.rows import gather_rows, rows_are_compiled, rows_of, scatter_rows
 
 
 @dataclass(frozen=True, slots=True)
 class DensifyPlan:
     packed: Tensor
     layout: Layout
-
-
-class _DensifyMatmul(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, values: Tensor, plan: DensifyPlan) -> Tensor:
-        ctx.save_for_backward(x_NI, values)
-        ctx.plan = plan
-        return x_NI @ scatter_dense(values, unpack(plan.packed, plan.layout), plan.layout).t()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y_NO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x_NI, values = ctx.saved_tensors
-        plan: DensifyPlan = ctx.plan
-        index_K = unpack(plan.packed, plan.layout)
-        grad_x = grad_values = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad_y_NO @ scatter_dense(values, index_K, plan.layout)
-        if ctx.needs_input_grad[1]:
-            grad_weight = grad_y_NO.flatten(0, -2).t() @ x_NI.flatten(0, -2)
-            grad_values = gather_values(grad_weight, index_K, plan.layout)
-        return grad_x, grad_values, None
 
 
 class DensifyBackend:
@@ -54,7 +34,104 @@ class DensifyBackend:
         return DensifyPlan(packed, layout)
 
     def matmul(self, x_NI: Tensor, values: Tensor, plan: DensifyPlan) -> Tensor:
-        if x_NI.dim() == 1:
-            return self.matmul(x_NI.unsqueeze(0), values, plan).squeeze(0)
-        y: Tensor = _DensifyMatmul.apply(x_NI, values, plan)
+        y: Tensor = densify_linear(x_NI, values, plan.packed, plan.layout.out_features)
         return y
+
+
+class _Sites:
+    """Where the values of a layer belong, read once for all uses in a pass."""
+
+    def __init__(self, packed: Tensor, layout: Layout) -> None:
+        self._layout = layout
+        self._compiled = rows_are_compiled(layout, packed.device)
+        self._at: Any = rows_of(packed, layout) if self._compiled else unpack(packed, layout)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        return (scatter_rows if self._compiled else scatter_dense)(values, self._at, self._layout)
+
+    def gather(self, dense_OI: Tensor) -> Tensor:
+        return (gather_rows if self._compiled else gather_values)(dense_OI, self._at, self._layout)
+
+
+@torch.library.custom_op("smet::densify_linear", mutates_args=())
+def densify_linear(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -> Tensor:
+    """y = x W^T, (..., I) to (..., O), of ``values`` at the sites of ``packed``."""
+    layout = _layout(values, out_features, x.shape[-1])
+    weight_OI = _Sites(packed, layout).scatter(values)
+    return (x.reshape(-1, x.shape[-1]) @ weight_OI.t()).view(*x.shape[:-1], out_features)
+
+
+@densify_linear.register_fake
+def _(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -> Tensor:  # noqa: ARG001
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+@torch.library.custom_op("smet::densify_linear_backward", mutates_args=())
+def densify_linear_backward(
+    grad_y: Tensor, x: Tensor, values: Tensor, packed: Tensor, of_x: bool, of_values: bool
+) -> tuple[Tensor, Tensor]:
+    """(dL/dx, dL/dvalues); one that is not asked for is empty."""
+    x_NI, g_NO = x.reshape(-1, x.shape[-1]), grad_y.reshape(-1, grad_y.shape[-1])
+    sites = _Sites(packed, _layout(values, g_NO.shape[1], x_NI.shape[1]))
+    grad_x, dense_OI = x.new_empty(0, x.shape[-1]), None
+    if of_x:
+        dense_OI = sites.scatter(values)
+        grad_x = (g_NO @ dense_OI).view(x.shape)
+    if not of_values:
+        return grad_x, values.new_empty(0)
+    if dense_OI is not None and dense_OI.is_contiguous():
+        torch.mm(g_NO.t(), x_NI, out=dense_OI)
+    else:
+        dense_OI = g_NO.t() @ x_NI
+    return grad_x, sites.gather(dense_OI)
+
+
+@densify_linear_backward.register_fake
+def _(
+    grad_y: Tensor,  # noqa: ARG001
+    x: Tensor,
+    values: Tensor,
+    packed: Tensor,  # noqa: ARG001
+    of_x: bool,
+    of_values: bool,
+) -> tuple[Tensor, Tensor]:
+    grad_x = x.new_empty(x.shape if of_x else (0, x.shape[-1]))
+    return grad_x, values.new_empty(values.shape if of_values else (0,))
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs[:3])
+
+
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    x, values, packed = ctx.saved_tensors
+    of_x, of_values = ctx.needs_input_grad[:2]
+    grad_x, grad_values = densify_linear_backward(grad_y, x, values, packed, of_x, of_values)
+    return grad_x if of_x else None, grad_values if of_values else None, None, None
+
+
+densify_linear.register_autograd(_backward, setup_context=_save)
+
+
+def _layout(values: Tensor, out_features: int, in_features: int) -> Layout:
+    return Layout(out_features, in_features, values.shape[0], 1 if values.dim() == 1 else values.shape[1])
+
+
+def workspace_bytes(grad_y_or_x: Tensor, *rest: Any) -> int:
+    """What an operator of this file holds while it runs: the dense weight or its gradient, and the sites."""
+    backward = isinstance(rest[-1], bool)
+    x, values = rest[:2] if backward else (grad_y_or_x, rest[0])
+    layout = _layout(values, grad_y_or_x.shape[-1] if backward else rest[-1], x.shape[-1])
+    dense = layout.sites * layout.block**2 * values.element_size()
+    copies = 2 if backward and layout.block > 1 else 1  # blocks: the gradient as it is, and as blocks
+    return copies * dense + 2 * layout.n_active
+
+
+def flops(x: Any, _values: Any, _packed: Any, out_features: int, **_: Any) -> int:
+    """Of the forward product, from shapes."""
+    return 2 * prod(x) * out_features
+
+
+def backward_flops(grad_y: Any, x: Any, _values: Any, _packed: Any, of_x: bool, of_values: bool, **_: Any) -> int:
+    """Of the products for both gradients, from shapes."""
+    return 2 * prod(x) * int(grad_y[-1]) * (int(of_x) + int(of_values))

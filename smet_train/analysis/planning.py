@@ -1,0 +1,75 @@
+"""The footprint of a configuration: its model without numbers, one step of it, and what its topology holds."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from smet_train.analysis.footprint import Footprint, take_step
+from smet_train.build import (
+    Vocabulary,
+    build_optimizer,
+    build_rules,
+    build_sparse_model,
+    build_topology_schedule,
+    planned_vocabulary,
+    probe_micro_batches,
+)
+from smet_train.config.schema import Config
+from smet_train.sparse.ledger import count_parameters, sparse_layers
+from smet_train.sparse.linear import SparseLinear
+from smet_train.topology.updater import topology_ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A configuration's model, as it will be, and the footprint of one of its steps."""
+
+    layers: dict[str, SparseLinear]
+    parameters_active: int
+    parameters_dense: int
+    footprint: Footprint
+
+
+def plan_run(config: Config, micro_batch_size: int | None = None, vocabulary: Vocabulary | None = None) -> Plan:
+    """Build the model of ``config`` without numbers and take one step of it; no generator is moved.
+
+    Args:
+        micro_batch_size: instead of the configuration's.
+        vocabulary: of the tokenizer that is at hand; None = the one that the configuration names or will train.
+
+    Raises:
+        SmetError: for everything that would stop the run before its first step but for its data.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model, densities = build_sparse_model(config, vocabulary or planned_vocabulary(config), torch.device("meta"))
+    layers = sparse_layers(model)
+    active, dense = count_parameters(model)
+    size = micro_batch_size or config.train.micro_batch_size
+    footprint = take_step(
+        model,
+        lambda planned: build_optimizer(config, planned, densities),
+        micro_batch_size=size,
+        micro_batches=config.train.batch_size // size,
+        sequence_tokens=config.data.sequence_tokens,
+        precision=config.train.precision.name,
+        grad_clip=config.optimizer.grad_clip,
+        fused=config.train.fused_backward_step,
+    )
+    if layers:
+        footprint = with_topology(footprint, config, layers)
+    return Plan(layers, active, dense, footprint)
+
+
+def with_topology(footprint: Footprint, config: Config, layers: dict[str, SparseLinear]) -> Footprint:
+    """Add what the topology holds. During an update the values have no gradients, so a probe takes their room first."""
+    rows = topology_ledger(
+        layers,
+        build_topology_schedule(config),
+        build_rules(config),
+        explore=config.tracking.exploration,
+        probe_micro_batches=probe_micro_batches(config),
+    )
+    held = {row.kind: row.bytes for row in rows}
+    gradients = next(row.bytes for row in footprint.rows if row.kind == "gradients")
+    more = held.get("exploration", 0) + max(0, held.get("gradient probe", 0) - gradients)
+    return replace(footprint, rows=[*footprint.rows, *rows], peak_bytes=footprint.peak_bytes + more)
