@@ -32,10 +32,11 @@ def scatter_rows(values: Tensor, rows: Any, layout: Layout) -> Tensor:
     """The dense weight (O, I) of ``values`` (K,)."""
     from smet_train.sparse.backends import csr_kernels
 
+    starts, columns = rows
     dense = values.new_empty(layout.out_features, layout.in_features)
     bits = _BITS[values.element_size()]
     with on_threads(torch.get_num_threads()):
-        csr_kernels.scatter(*rows, values.detach().contiguous().view(bits).numpy(), dense.view(bits).numpy())
+        csr_kernels.scatter(starts, columns, values.detach().contiguous().view(bits).numpy(), dense.view(bits).numpy())
     return dense
 
 
@@ -43,8 +44,9 @@ def gather_rows(dense: Tensor, rows: Any, layout: Layout) -> Tensor:
     """The entries (K,) of ``dense`` (O, I)."""
     from smet_train.sparse.backends import csr_kernels
 
+    starts, columns = rows
     values = dense.new_empty(layout.n_active)
     bits = _BITS[dense.element_size()]
     with on_threads(torch.get_num_threads()):
-        csr_kernels.gather(*rows, dense.detach().contiguous().view(bits).numpy(), values.view(bits).numpy())
+        csr_kernels.gather(starts, columns, dense.detach().contiguous().view(bits).numpy(), values.view(bits).numpy())
     return values
