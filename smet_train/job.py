@@ -115,8 +115,12 @@ def _train(config: Config, run_folder: Path, checkpoint: Path | None, stop: Stop
 
 
 def plan_bytes(config: Config, tokenizer: Vocabulary) -> dict[str, int]:
-    """Predicted bytes by kind, and of the peak of all tensors."""
-    footprint = plan_run(config, vocabulary=tokenizer).footprint
+    """Predicted bytes by kind, and of the peak of all tensors; empty for a model whose shapes depend on numbers."""
+    try:
+        footprint = plan_run(config, vocabulary=tokenizer).footprint
+    except RuntimeError as error:  # what fake tensors raise
+        log.info("memory can't be predicted for this model: %s", error)
+        return {}
     return {**{row.kind: row.bytes for row in footprint.rows}, "peak": footprint.peak_bytes}
 
 
@@ -177,10 +181,12 @@ def announce(console: Console, config: Config, run: Run, source: str) -> None:
         f"parameters  {active:,} active of {dense:,} ({active / dense:.1%})",
         f"training    {settings.total_steps:,} steps x {settings.tokens_per_step:,} tokens = {tokens:,} tokens, "
         f"{settings.precision} on {run.device}",
-        f"memory      {format_bytes(run.planned['peak'])} in tensors at most, as predicted; torch and data come on top",
         f"data        {source}",
         f"run folder  {run.folder}",
     ]
+    if run.planned:
+        peak = format_bytes(run.planned["peak"])
+        lines.insert(2, f"memory      {peak} in tensors at most, as predicted; torch and data come on top")
     if not run.fresh:
         lines.append(f"resumed     at step {run.state.step:,}")
     for line in lines:

@@ -259,3 +259,19 @@ def test_a_wandb_that_fails_is_a_warning(
     monkeypatch.setattr("wandb.init", refuse)
     train(quick_config("tracking.wandb=online", "train.steps=1"), tmp_path)
     assert "training goes on without it" in caplog.text
+
+
+def test_a_model_that_can_not_be_planned_is_trained_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, quick_config: QuickConfig, tmp_path: Path
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("aten.nonzero.default")
+
+    planned = train(quick_config(), tmp_path / "planned")
+    assert "in tensors at most, as predicted" in planned
+    assert planned.count("predicted") >= 3  # before, in the summary, and over its column
+    monkeypatch.setattr("smet_train.job.plan_run", refuse)
+    printed = train(quick_config(), tmp_path / "unplanned")
+    assert "predicted" not in printed
+    [memory] = [e for e in read_events(tmp_path / "unplanned" / "metrics.jsonl") if e["event"] == "memory"]
+    assert "planned_peak_bytes" not in memory
