@@ -2,6 +2,10 @@
 
 import io
 import multiprocessing
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -15,6 +19,8 @@ from smet_train.config.schema import Config
 from smet_train.errors import SmetError
 from smet_train.job import run_training
 from smet_train.tracking.jsonl import read_events
+
+_SECONDS_TO_SAVE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,7 @@ def run_jobs(jobs: Mapping[str, Config], folder: Path, workers: int, say: Callab
     outcomes: dict[str, Outcome] = {}
     # Forking a process that has used threads can hang; a fresh interpreter costs a few seconds.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         futures = {pool.submit(_train, config, folder / name): name for name, config in jobs.items()}
         for done in as_completed(futures):
             name = futures[done]
@@ -56,6 +62,21 @@ def run_jobs(jobs: Mapping[str, Config], folder: Path, workers: int, say: Callab
             outcomes[name] = read_outcome(folder / name)
             say(f"[{len(outcomes)}/{len(jobs)}] {name}: validation loss {outcomes[name].final:.4f}")
     return {name: outcomes[name] for name in jobs}
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that gives the jobs, however it ends; then let the run save, and end too."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_SECONDS_TO_SAVE)
+    os._exit(128 + signal.SIGTERM)
 
 
 def _train(config: Config, folder: Path) -> None:

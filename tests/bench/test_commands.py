@@ -1,9 +1,12 @@
 """``smet-bench`` from the command line, on runs of a few steps."""
 
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from smet_train.bench.jobs import run_jobs
@@ -142,3 +145,37 @@ def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert call(monkeypatch, "--help") == 0
     assert capsys.readouterr().out.strip() == help_text().strip()
     assert f"bench.tune_steps={LossBench().tune_steps}" in help_text()
+
+
+_GIVER = """
+import subprocess
+import sys
+import time
+from pathlib import Path
+from smet_train.bench.jobs import run_jobs
+from smet_train.config.compose import compose
+if __name__ == "__main__":
+    run_jobs({"long": compose(sys.argv[2:])}, Path(sys.argv[1]), 1, print)
+"""
+
+
+def test_workers_end_with_the_process_that_gives_the_jobs(tmp_path: Path, quick: list[str]) -> None:
+    script = tmp_path / "giver.py"
+    script.write_text(_GIVER)
+    settings = [*quick, "train.steps=1000000", "checkpoint.interval=0", "train.eval_interval=0"]
+    giver = subprocess.Popen([sys.executable, str(script), str(tmp_path / "runs"), *settings])
+    metrics = tmp_path / "runs" / "long" / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 120
+        while not (metrics.is_file() and '"train"' in metrics.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        workers = psutil.Process(giver.pid).children(recursive=True)
+    finally:
+        giver.kill()
+        giver.wait()
+    assert workers
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    for worker in alive:
+        worker.kill()
+    assert not alive
+    assert list((tmp_path / "runs" / "long" / "checkpoints").glob("step_*"))  # it has saved before
