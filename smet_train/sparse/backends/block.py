@@ -5,21 +5,15 @@ last blocks of a row or column are as narrow as W leaves them. In 16 bits each b
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from smet_train.sparse.backends.operators import PackedPlan, differentiate
 from smet_train.sparse.index import unpack
 from smet_train.sparse.layout import Layout
-
-
-@dataclass(frozen=True, slots=True)
-class BlockPlan:
-    packed: Tensor
-    layout: Layout
 
 
 class BlockBackend:
@@ -34,10 +28,10 @@ class BlockBackend:
             return "it multiplies floating-point numbers"
         return None
 
-    def plan(self, packed: Tensor, layout: Layout) -> BlockPlan:
-        return BlockPlan(packed, layout)
+    def plan(self, packed: Tensor, layout: Layout) -> PackedPlan:
+        return PackedPlan(packed, layout)
 
-    def matmul(self, x_NI: Tensor, values: Tensor, plan: BlockPlan) -> Tensor:
+    def matmul(self, x_NI: Tensor, values: Tensor, plan: PackedPlan) -> Tensor:
         y: Tensor = block_linear(x_NI, values, plan.packed, plan.layout.out_features)
         return y
 
@@ -50,11 +44,6 @@ def block_linear(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -
     for block, rows, columns in _blocks(values, packed, out_features, x.shape[-1]):
         y_NO[:, rows].addmm_(x_NI[:, columns], block.t())
     return y_NO.view(*x.shape[:-1], out_features)
-
-
-@block_linear.register_fake
-def _(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -> Tensor:  # noqa: ARG001
-    return x.new_empty(*x.shape[:-1], out_features)
 
 
 @torch.library.custom_op("smet::block_linear_backward", mutates_args=())
@@ -77,31 +66,7 @@ def block_linear_backward(
     return grad_x.view(x.shape) if of_x else grad_x, grad_values
 
 
-@block_linear_backward.register_fake
-def _(
-    grad_y: Tensor,  # noqa: ARG001
-    x: Tensor,
-    values: Tensor,
-    packed: Tensor,  # noqa: ARG001
-    of_x: bool,
-    of_values: bool,
-) -> tuple[Tensor, Tensor]:
-    grad_x = x.new_empty(x.shape if of_x else (0, x.shape[-1]))
-    return grad_x, values.new_empty(values.shape if of_values else (0,))
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:  # noqa: ARG001
-    ctx.save_for_backward(*inputs[:3])
-
-
-def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-    x, values, packed = ctx.saved_tensors
-    of_x, of_values = ctx.needs_input_grad[:2]
-    grad_x, grad_values = block_linear_backward(grad_y, x, values, packed, of_x, of_values)
-    return grad_x if of_x else None, grad_values if of_values else None, None, None
-
-
-block_linear.register_autograd(_backward, setup_context=_save)
+differentiate(block_linear, block_linear_backward)
 
 
 def _blocks(

@@ -3,23 +3,17 @@
 The operators take the packed index itself, so nothing about a topology is kept beside it.
 """
 
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from smet_train.sparse.backends.operators import PackedPlan, differentiate
 from smet_train.sparse.compiled import numba_is_installed, on_threads
 from smet_train.sparse.layout import Layout
 
 _LINE_TOKENS = 16  # tiles are whole vectors
-
-
-@dataclass(frozen=True, slots=True)
-class CsrPlan:
-    packed: Tensor
-    layout: Layout
 
 
 class CsrBackend:
@@ -36,10 +30,10 @@ class CsrBackend:
             return "numba is not installed; type pip install numba"
         return None
 
-    def plan(self, packed: Tensor, layout: Layout) -> CsrPlan:
-        return CsrPlan(packed, layout)
+    def plan(self, packed: Tensor, layout: Layout) -> PackedPlan:
+        return PackedPlan(packed, layout)
 
-    def matmul(self, x_NI: Tensor, values: Tensor, plan: CsrPlan) -> Tensor:
+    def matmul(self, x_NI: Tensor, values: Tensor, plan: PackedPlan) -> Tensor:
         y: Tensor = csr_linear(x_NI, values, plan.packed, plan.layout.out_features)
         return y
 
@@ -57,11 +51,6 @@ def csr_linear(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -> 
         starts, columns = csr_kernels.compressed_rows(packed, Layout(out_features, x.shape[-1], values.numel()))
         csr_kernels.multiply(flat.numpy(), starts, columns, factors, y.numpy(), _tile(flat.shape[0]))
     return y.to(x.dtype).view(*x.shape[:-1], out_features)
-
-
-@csr_linear.register_fake
-def _(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -> Tensor:  # noqa: ARG001
-    return x.new_empty(*x.shape[:-1], out_features)
 
 
 @torch.library.custom_op("smet::csr_linear_backward", mutates_args=(), device_types="cpu")
@@ -88,31 +77,7 @@ def csr_linear_backward(
     return grad_x.to(x.dtype).view(x.shape) if of_x else grad_x.to(x.dtype), grad_values
 
 
-@csr_linear_backward.register_fake
-def _(
-    grad_y: Tensor,  # noqa: ARG001
-    x: Tensor,
-    values: Tensor,
-    packed: Tensor,  # noqa: ARG001
-    of_x: bool,
-    of_values: bool,
-) -> tuple[Tensor, Tensor]:
-    grad_x = x.new_empty(x.shape if of_x else (0, x.shape[-1]))
-    return grad_x, values.new_empty(values.shape if of_values else (0,))
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:  # noqa: ARG001
-    ctx.save_for_backward(*inputs[:3])
-
-
-def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-    x, values, packed = ctx.saved_tensors
-    of_x, of_values = ctx.needs_input_grad[:2]
-    grad_x, grad_values = csr_linear_backward(grad_y, x, values, packed, of_x, of_values)
-    return grad_x if of_x else None, grad_values if of_values else None, None, None
-
-
-csr_linear.register_autograd(_backward, setup_context=_save)
+differentiate(csr_linear, csr_linear_backward)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -5,23 +5,17 @@ Nothing dense is saved for backward, and the dense gradient of the weight, in th
 lives only until its active entries are read.
 """
 
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from smet_train.sparse.backends.operators import PackedPlan, differentiate
 from smet_train.sparse.dense import gather_values, scatter_dense
 from smet_train.sparse.index import unpack
 from smet_train.sparse.layout import Layout
 from smet_train.sparse.rows import gather_rows, rows_are_compiled, rows_of, scatter_rows
-
-
-@dataclass(frozen=True, slots=True)
-class DensifyPlan:
-    packed: Tensor
-    layout: Layout
 
 
 class DensifyBackend:
@@ -30,10 +24,10 @@ class DensifyBackend:
     def unsupported(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:  # noqa: ARG002
         return None
 
-    def plan(self, packed: Tensor, layout: Layout) -> DensifyPlan:
-        return DensifyPlan(packed, layout)
+    def plan(self, packed: Tensor, layout: Layout) -> PackedPlan:
+        return PackedPlan(packed, layout)
 
-    def matmul(self, x_NI: Tensor, values: Tensor, plan: DensifyPlan) -> Tensor:
+    def matmul(self, x_NI: Tensor, values: Tensor, plan: PackedPlan) -> Tensor:
         y: Tensor = densify_linear(x_NI, values, plan.packed, plan.layout.out_features)
         return y
 
@@ -61,11 +55,6 @@ def densify_linear(x: Tensor, values: Tensor, packed: Tensor, out_features: int)
     return (x.reshape(-1, x.shape[-1]) @ weight_OI.t()).view(*x.shape[:-1], out_features)
 
 
-@densify_linear.register_fake
-def _(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -> Tensor:  # noqa: ARG001
-    return x.new_empty(*x.shape[:-1], out_features)
-
-
 @torch.library.custom_op("smet::densify_linear_backward", mutates_args=())
 def densify_linear_backward(
     grad_y: Tensor, x: Tensor, values: Tensor, packed: Tensor, of_x: bool, of_values: bool
@@ -86,31 +75,7 @@ def densify_linear_backward(
     return grad_x, sites.gather(dense_OI)
 
 
-@densify_linear_backward.register_fake
-def _(
-    grad_y: Tensor,  # noqa: ARG001
-    x: Tensor,
-    values: Tensor,
-    packed: Tensor,  # noqa: ARG001
-    of_x: bool,
-    of_values: bool,
-) -> tuple[Tensor, Tensor]:
-    grad_x = x.new_empty(x.shape if of_x else (0, x.shape[-1]))
-    return grad_x, values.new_empty(values.shape if of_values else (0,))
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:  # noqa: ARG001
-    ctx.save_for_backward(*inputs[:3])
-
-
-def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-    x, values, packed = ctx.saved_tensors
-    of_x, of_values = ctx.needs_input_grad[:2]
-    grad_x, grad_values = densify_linear_backward(grad_y, x, values, packed, of_x, of_values)
-    return grad_x if of_x else None, grad_values if of_values else None, None, None
-
-
-densify_linear.register_autograd(_backward, setup_context=_save)
+differentiate(densify_linear, densify_linear_backward)
 
 
 def _layout(values: Tensor, out_features: int, in_features: int) -> Layout:

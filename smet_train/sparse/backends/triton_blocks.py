@@ -4,24 +4,17 @@ Without a GPU the kernels run under Triton's interpreter (``TRITON_INTERPRET=1``
 """
 
 import os
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from smet_train.sparse.backends.operators import PackedPlan, differentiate
 from smet_train.sparse.index import unpack
 from smet_train.sparse.layout import Layout
 
 _EDGES = (16, 32, 64, 128)
 _MOST_VALUES = 2**31  # positions in the values are 32-bit integers
-
-
-@dataclass(frozen=True, slots=True)
-class TritonPlan:
-    packed: Tensor
-    layout: Layout
 
 
 class TritonBackend:
@@ -40,10 +33,10 @@ class TritonBackend:
             return f"it holds less than {_MOST_VALUES} values; use densify"
         return None
 
-    def plan(self, packed: Tensor, layout: Layout) -> TritonPlan:
-        return TritonPlan(packed, layout)
+    def plan(self, packed: Tensor, layout: Layout) -> PackedPlan:
+        return PackedPlan(packed, layout)
 
-    def matmul(self, x_NI: Tensor, values: Tensor, plan: TritonPlan) -> Tensor:
+    def matmul(self, x_NI: Tensor, values: Tensor, plan: PackedPlan) -> Tensor:
         y: Tensor = triton_linear(x_NI, values, plan.packed, plan.layout.out_features)
         return y
 
@@ -69,11 +62,6 @@ def triton_linear(x: Tensor, values: Tensor, packed: Tensor, out_features: int) 
         BLOCK=layout.block, TOKENS=tokens, PRECISION=_precision(), WIDEN=interpreted(),
     )  # fmt: skip
     return y_NO.view(*x.shape[:-1], out_features)
-
-
-@triton_linear.register_fake
-def _(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -> Tensor:  # noqa: ARG001
-    return x.new_empty(*x.shape[:-1], out_features)
 
 
 @torch.library.custom_op("smet::triton_linear_backward", mutates_args=())
@@ -105,31 +93,7 @@ def triton_linear_backward(
     return grad_x.view(x.shape) if of_x else grad_x, grad_values
 
 
-@triton_linear_backward.register_fake
-def _(
-    grad_y: Tensor,  # noqa: ARG001
-    x: Tensor,
-    values: Tensor,
-    packed: Tensor,  # noqa: ARG001
-    of_x: bool,
-    of_values: bool,
-) -> tuple[Tensor, Tensor]:
-    grad_x = x.new_empty(x.shape if of_x else (0, x.shape[-1]))
-    return grad_x, values.new_empty(values.shape if of_values else (0,))
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:  # noqa: ARG001
-    ctx.save_for_backward(*inputs[:3])
-
-
-def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-    x, values, packed = ctx.saved_tensors
-    of_x, of_values = ctx.needs_input_grad[:2]
-    grad_x, grad_values = triton_linear_backward(grad_y, x, values, packed, of_x, of_values)
-    return grad_x if of_x else None, grad_values if of_values else None, None, None
-
-
-triton_linear.register_autograd(_backward, setup_context=_save)
+differentiate(triton_linear, triton_linear_backward)
 
 
 def _layout(values: Tensor, out_features: int, in_features: int) -> Layout:
