@@ -21,7 +21,7 @@ class PackedPlan:
 
 
 def differentiate(forward: Any, backward: Any) -> None:
-    """Register the shapes of both, made by ``torch.library.custom_op``, and ``backward`` as derivative of ``forward``."""
+    """Register the shapes of both (made by ``torch.library.custom_op``), and how ``forward`` is differentiated."""
     forward.register_fake(_shape_of_y)
     backward.register_fake(_shapes_of_gradients)
     forward.register_autograd(_derivative(backward), setup_context=_save)
