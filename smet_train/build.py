@@ -1,17 +1,14 @@
-"""The composition root: the only file that knows both the configuration and the classes it configures."""
+"""The composition root: it and ``sparse_model.py`` alone know both the settings and the classes they configure."""
 
 import logging
-from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from smet_train import __version__
-from smet_train.config.densities import parse_densities
 from smet_train.config.plain import to_dict
 from smet_train.config.schema import Config
 from smet_train.config.unread import without_effect
@@ -19,24 +16,19 @@ from smet_train.data.cache import default_cache_dir
 from smet_train.data.loader import BatchLoader
 from smet_train.data.sources import Source, SourceSpec, open_source
 from smet_train.data.stream import TokenWindows
-from smet_train.data.tokenizer import TextTokenizer, load_tokenizer, prepare_tokenizer
+from smet_train.data.tokenizer import TextTokenizer, prepare_tokenizer
 from smet_train.data.validation import validation_windows
 from smet_train.errors import ConfigError
-from smet_train.models import ModelSpec, build_model, checkpoint_activations, default_projections
 from smet_train.optim import FusedStep, LrSchedule, SmetAdamW, parameter_groups
-from smet_train.sparse import Layout, SparseLinear, sparsify
-from smet_train.sparse.allocation import Shapes, allocate
-from smet_train.sparse.backends import get_backend
-from smet_train.sparse.backends.auto import Choice, choose_backend
-from smet_train.sparse.convert import named_layout
-from smet_train.sparse.ledger import count_parameters, sparse_layers
+from smet_train.sparse import SparseLinear
+from smet_train.sparse.ledger import count_parameters
+from smet_train.sparse_model import build_sparse_model
 from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
 from smet_train.tracking.jsonl import JsonlSink
 from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.spikes import SpikeMeter
 from smet_train.tracking.throughput import Throughput
 from smet_train.train.evaluate import mean_loss
-from smet_train.train.precision import hold_parameters
 from smet_train.train.run import LoopSettings, Run
 from smet_train.train.signals import StopRequest
 from smet_train.train.spike_watch import SpikeWatch
@@ -108,108 +100,6 @@ def build_data(config: Config, tokenizer_file: Path | None) -> Data:
         windows, micro_batch_size=config.train.micro_batch_size, prefetch_batches=config.data.prefetch_batches
     )
     return Data(source, tokenizer, batches, validation)
-
-
-class Vocabulary(Protocol):
-    """What a model needs to know of a tokenizer."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def eos_id(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _PlannedVocabulary:
-    vocab_size: int
-    eos_id: int = 0
-
-
-def planned_vocabulary(config: Config) -> Vocabulary:
-    """The vocabulary of the tokenizer that ``config`` names, or the size of the one that will be trained."""
-    named = load_tokenizer(config.data.tokenizer.file, config.data.tokenizer.hub_name)
-    return named or _PlannedVocabulary(config.data.tokenizer.vocab_size)
-
-
-def build_sparse_model(
-    config: Config, tokenizer: Vocabulary, device: torch.device
-) -> tuple[nn.Module, dict[str, float]]:
-    """The model on its device, in its precision, and the target density of each sparse layer (none if dense).
-
-    On the meta device its tensors hold no numbers: enough to plan with.
-    """
-    spec = ModelSpec(
-        family=config.model.family.name,
-        hidden_size=config.model.hidden_size,
-        intermediate_size=config.model.intermediate_size,
-        layers=config.model.layers,
-        heads=config.model.heads,
-        kv_heads=config.model.kv_heads,
-        dropout=config.model.dropout,
-        tie_embeddings=config.model.tie_embeddings,
-        initializer_range=config.model.initializer_range,
-        config_file=config.model.config_file,
-    )
-    with torch.device("meta") if device.type == "meta" else nullcontext():
-        model = build_model(
-            spec,
-            vocab_size=tokenizer.vocab_size,
-            sequence_tokens=config.data.sequence_tokens,
-            eos_id=tokenizer.eos_id,
-            seed=config.seed,
-        )
-    densities: dict[str, float] = {}
-
-    def allocate_and_note(shapes: Shapes, density: float) -> dict[str, float]:
-        by_pattern = parse_densities(config.sparsity.densities)
-        densities.update(allocate(shapes, density, config.sparsity.allocation.name, by_pattern))
-        if config.topology.grow.name != "nothing":
-            return densities
-        for name, shape in shapes.items():  # what pruning ends at must exist, before hours are spent on getting there
-            named_layout(name, shape, densities[name], config.sparsity.block_size)
-        return dict.fromkeys(densities, 1.0)
-
-    named_backend = config.sparsity.backend.name
-    auto = named_backend == "auto"
-    if config.sparsity.enabled:
-        sparsify(
-            model,
-            config.sparsity.include or default_projections(spec.family, model),
-            config.sparsity.exclude,
-            density=config.sparsity.density,
-            seed=config.seed,
-            block=config.sparsity.block_size,
-            backend=(lambda layout: choose_for(config, layout, device).backend) if auto else named_backend,
-            init=config.sparsity.init.name,
-            allocate=allocate_and_note,
-        )
-    hold_parameters(model, config.train.precision.name)
-    if config.train.activation_checkpointing:
-        checkpoint_activations(model)
-    model = model.to(device).train()
-    for layer in sparse_layers(model).values():  # a backend that computes on the CPU may not do so on a GPU
-        get_backend(layer.backend.name, layer.layout, layer.values.dtype, device)
-    return model, densities
-
-
-def choose_for(config: Config, layout: Layout, device: torch.device) -> Choice:
-    """What ``sparsity.backend=auto`` takes for layers of ``layout``: timed once, then from the user's cache."""
-    cache_dir = default_cache_dir() if config.data.cache_dir is None else Path(config.data.cache_dir).expanduser()
-    dtype = torch.float32 if config.train.precision.name == "fp32" else torch.bfloat16
-    tokens = config.train.micro_batch_size * config.data.sequence_tokens
-    return choose_backend(layout, dtype, device, tokens, cache_dir / "backends.json")
-
-
-def explain_backends(config: Config, layers: Iterable[SparseLinear], device: torch.device) -> list[str]:
-    """Why ``auto`` has chosen what it has, a line for each kind of layer; none if the backend was named."""
-    if config.sparsity.backend.name != "auto":
-        return []
-    choices = {layout: choose_for(config, layout, device) for layout in dict.fromkeys(layer.layout for layer in layers)}
-    return [
-        f"backend     {layout.shape_text} at density {layout.density:.4g}: {choice.backend} ({choice.text})"
-        for layout, choice in choices.items()
-    ]
 
 
 def build_optimizer(config: Config, model: nn.Module, densities: dict[str, float]) -> SmetAdamW:

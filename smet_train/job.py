@@ -11,12 +11,13 @@ from rich.console import Console
 from smet_train.analysis.layers import print_layers
 from smet_train.analysis.planning import plan_run
 from smet_train.analysis.summary import format_bytes, print_summary, run_summary
-from smet_train.build import Vocabulary, build_data, build_device, build_run, explain_backends, remarks, run_header
+from smet_train.build import build_data, build_device, build_run, remarks, run_header
 from smet_train.config.identity import config_differences
 from smet_train.config.plain import save_config, to_dict
 from smet_train.config.schema import Config
 from smet_train.errors import CheckpointError
 from smet_train.sparse.ledger import count_parameters, sparse_layers
+from smet_train.sparse_model import Vocabulary, explain_backends
 from smet_train.tracking.console import ConsoleSink, open_console
 from smet_train.tracking.resources import memory_use
 from smet_train.tracking.wandb_sink import open_wandb

@@ -11,10 +11,11 @@ from smet_train.analysis.footprint import Footprint
 from smet_train.analysis.layers import print_layers
 from smet_train.analysis.planning import Plan, plan_run
 from smet_train.analysis.summary import bytes_table, format_bytes
-from smet_train.build import explain_backends, remarks
+from smet_train.build import remarks
 from smet_train.config.fields import setting
 from smet_train.config.schema import Config
 from smet_train.errors import ConfigError
+from smet_train.sparse_model import explain_backends
 
 Compose = Callable[[list[str]], Config]
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from smet_train.build import build_optimizer, build_sparse_model, planned_vocabulary, remarks
+from smet_train.build import build_optimizer, remarks
 from smet_train.config.schema import Config
 from smet_train.errors import LayoutError
+from smet_train.sparse_model import build_sparse_model, planned_vocabulary
 
 
 def test_embeddings_train_at_a_rate_of_their_own(quick_config: Callable[..., Config]) -> None:

@@ -6,8 +6,8 @@ and nothing about their memory is written down twice.
 
 import gc
 import weakref
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, mm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
 from smet_train.optim import FusedStep, SmetAdamW
-from smet_train.sparse.backends import block, csr, densify
+from smet_train.sparse.backends import csr, densify, operators
 from smet_train.sparse.ledger import LedgerRow, measure
 from smet_train.train.step import token_loss
 
@@ -124,26 +124,7 @@ def take_step(
 
     From the second micro-batch on a step holds the gradients of those before, so two are run at most.
     """
-    gc.freeze()  # collections below look at what the step makes alone
-    try:
-        return _take_step(
-            model, make_optimizer, micro_batch_size, micro_batches, sequence_tokens, precision, grad_clip, fused
-        )
-    finally:
-        gc.unfreeze()
-
-
-def _take_step(
-    model: nn.Module,
-    make_optimizer: Callable[[nn.Module], SmetAdamW],
-    micro_batch_size: int,
-    micro_batches: int,
-    sequence_tokens: int,
-    precision: str,
-    grad_clip: float,
-    fused: bool,
-) -> Footprint:
-    with FakeTensorMode():
+    with _garbage_of_its_own(), FakeTensorMode():
         materialise(model)
         optimizer = make_optimizer(model)
         state = [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, Tensor)]
@@ -171,6 +152,16 @@ def _take_step(
     return Footprint(rows, activations_bytes, held_bytes + live.peak, flops.get_total_flops() * micro_batches)
 
 
+@contextmanager
+def _garbage_of_its_own() -> Iterator[None]:
+    """Collections inside look at what is made inside alone, which makes them quick."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(query, key, value))
 
@@ -186,14 +177,14 @@ def _addmm_in_place(_: Any, left: Any, right: Any, **__: Any) -> int:
 # torch's counter knows the fused attention of GPUs alone, and no product that adds to a tensor in place.
 _FLOPS = {
     torch.ops.aten.addmm_: _addmm_in_place,
-    torch.ops.smet.block_linear: block.flops,
-    torch.ops.smet.block_linear_backward: block.backward_flops,
+    torch.ops.smet.block_linear: operators.flops,
+    torch.ops.smet.block_linear_backward: operators.backward_flops,
     torch.ops.smet.densify_linear: densify.flops,
     torch.ops.smet.densify_linear_backward: densify.backward_flops,
-    torch.ops.smet.triton_linear: block.flops,
-    torch.ops.smet.triton_linear_backward: block.backward_flops,
-    torch.ops.smet.csr_linear: csr.flops,
-    torch.ops.smet.csr_linear_backward: csr.backward_flops,
+    torch.ops.smet.triton_linear: operators.flops,
+    torch.ops.smet.triton_linear_backward: operators.backward_flops,
+    torch.ops.smet.csr_linear: operators.flops,
+    torch.ops.smet.csr_linear_backward: operators.backward_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

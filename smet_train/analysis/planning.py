@@ -5,18 +5,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from smet_train.analysis.footprint import Footprint, take_step
-from smet_train.build import (
-    Vocabulary,
-    build_optimizer,
-    build_rules,
-    build_sparse_model,
-    build_topology_schedule,
-    planned_vocabulary,
-    probe_micro_batches,
-)
+from smet_train.build import build_optimizer, build_rules, build_topology_schedule, probe_micro_batches
 from smet_train.config.schema import Config
 from smet_train.sparse.ledger import count_parameters, sparse_layers
 from smet_train.sparse.linear import SparseLinear
+from smet_train.sparse_model import Vocabulary, build_sparse_model, planned_vocabulary
 from smet_train.topology.updater import topology_ledger
 
 

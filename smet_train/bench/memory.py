@@ -109,9 +109,10 @@ def measure_process(ours: bool, overrides: list[str], steps: int) -> dict[str, f
     import torch._dynamo  # what the first optimizer step imports
     from torch import nn
 
-    from smet_train.build import build_optimizer, build_sparse_model, planned_vocabulary
+    from smet_train.build import build_optimizer
     from smet_train.config.compose import compose
     from smet_train.sparse.backends import csr_kernels  # noqa: F401  (both arms import the same, transformers included)
+    from smet_train.sparse_model import build_sparse_model, planned_vocabulary
     from smet_train.tracking.resources import peak_rss_bytes
     from smet_train.train.heap import release_freed_memory
     from smet_train.train.step import forward_backward

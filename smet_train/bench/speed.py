@@ -19,13 +19,14 @@ from smet_train.bench.plots import plot_lines
 from smet_train.bench.result import Bar, write_result
 from smet_train.bench.settings import SpeedBench
 from smet_train.bench.timing import interleaved_seconds, medians
-from smet_train.build import build_optimizer, build_sparse_model, build_topology, planned_vocabulary
+from smet_train.build import build_optimizer, build_topology
 from smet_train.config.schema import Config
 from smet_train.errors import SmetError
 from smet_train.optim import SmetAdamW
 from smet_train.sparse import Layout, SparseLinear
 from smet_train.sparse.ledger import sparse_layers
 from smet_train.sparse.sampling import first_index
+from smet_train.sparse_model import build_sparse_model, planned_vocabulary
 from smet_train.topology import TopologyUpdater
 from smet_train.tracking.console import open_console
 from smet_train.train.step import forward_backward

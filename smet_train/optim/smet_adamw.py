@@ -116,6 +116,7 @@ class SmetAdamW(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         lr = group["lr"] * group["lr_scale"]
         table = self._table(state, group)
+        rounds = parameter.dtype == torch.bfloat16
         update(
             parameter,
             parameter.grad,
@@ -124,7 +125,7 @@ class SmetAdamW(torch.optim.Optimizer):
             state["age"] if len(table) > 1 else None,
             table,
             (1 - beta1, beta2, 1 - beta2, group["eps"], -lr, -lr * group["weight_decay"]),
-            stream_key(self.seed, stream, state["step"], "stochastic rounding"),
+            stream_key(self.seed, stream, state["step"], "stochastic rounding") if rounds else 0,
         )
 
     def _table(self, state: dict[str, Any], group: Mapping[str, Any]) -> list[tuple[float, float]]:

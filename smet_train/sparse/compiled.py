@@ -1,5 +1,6 @@
 """What the kernels that numba compiles for this CPU have in common; numba is read when one is first called."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ import torch
 MATH = {"reassoc", "contract", "nsz", "arcp"}
 
 
+@functools.cache
 def numba_is_installed() -> bool:
     return find_spec("numba") is not None
 

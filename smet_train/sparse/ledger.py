@@ -48,8 +48,8 @@ def measure(model: nn.Module, optimizer: torch.optim.Optimizer, *, fused: bool =
     """Bytes held by the model and its optimizer, from the tensors themselves.
 
     A gradient is counted as large as its parameter, whether or not it exists at this moment; with ``fused``, where
-    each lives until its parameter is updated, the largest alone. Call it after the
-    optimizer has made its state (``SmetAdamW`` makes it when it is built).
+    each lives until its parameter is updated, the largest alone. Call it after the optimizer has made its state
+    (``SmetAdamW`` makes it when it is built).
     """
     layers = sparse_layers(model).values()
     values = [layer.values for layer in layers]

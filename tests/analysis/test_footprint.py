@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from smet_train.analysis.footprint import LiveBytes, materialise
 from smet_train.analysis.planning import plan_run
-from smet_train.build import build_data, build_optimizer, build_run, build_sparse_model
+from smet_train.build import build_data, build_optimizer, build_run
 from smet_train.config.schema import Config
 from smet_train.sparse.ledger import measure
+from smet_train.sparse_model import build_sparse_model
 from smet_train.train.loop import take_step
 from smet_train.train.signals import StopRequest
 

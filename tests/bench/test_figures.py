@@ -27,9 +27,9 @@ from smet_train.bench.result import Bar, processor, write_result
 from smet_train.bench.settings import LossBench, LrRuleBench, SpikeBench
 from smet_train.bench.spike import ARMS, Curves, analyse, check_settings
 from smet_train.bench.statistics import confidence_interval, mean_and_error
-from smet_train.build import build_sparse_model
 from smet_train.config.compose import compose, compose_own
 from smet_train.errors import ConfigError
+from smet_train.sparse_model import build_sparse_model
 
 
 def test_mean_and_standard_error_by_hand() -> None:

@@ -113,7 +113,8 @@ def test_the_largest_micro_batch_is_the_largest_that_fits(quick: list[str]) -> N
 
 
 def test_a_named_tokenizer_gives_the_vocabulary(quick: list[str], tmp_path: Path) -> None:
-    from smet_train.build import build_data, planned_vocabulary
+    from smet_train.build import build_data
+    from smet_train.sparse_model import planned_vocabulary
 
     data = build_data(compose(quick), None)
     data.batches.close()

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from smet_train.build import build_sparse_model
 from smet_train.config.schema import Config
 from smet_train.errors import ConfigError
 from smet_train.models.build import checkpoint_activations
+from smet_train.sparse_model import build_sparse_model
 from smet_train.train.step import token_loss
 
 QuickConfig = Callable[..., Config]

@@ -15,6 +15,11 @@ CPU = torch.device("cpu")
 LAYOUT = Layout(24, 20, 48)
 
 
+@pytest.fixture(autouse=True)
+def _a_process_of_its_own() -> None:
+    choose_backend.cache_clear()
+
+
 def test_the_fastest_of_those_that_can_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "_time", lambda runs: {name: {"densify": 5.0, "csr": 2.0}[name] for name in runs})
     choice = choose_backend(LAYOUT, torch.float32, CPU, 64, None)
@@ -39,6 +44,12 @@ def test_a_choice_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         return {"densify": 1.0, "csr": 2.0}
 
     monkeypatch.setattr(auto, "_time", note)
+    assert choose_backend(LAYOUT, torch.float32, CPU, 64, None) != first  # times anew
+    assert timed
+    timed.clear()
+    assert choose_backend(LAYOUT, torch.float32, CPU, 64, None).ms == {"densify": 1.0, "csr": 2.0}
+    assert not timed
+    choose_backend.cache_clear()
     assert choose_backend(LAYOUT, torch.float32, CPU, 64, file) == first
     assert not timed
     for other in ((LAYOUT, torch.float64, 64), (LAYOUT, torch.float32, 65), (Layout(24, 20, 49), torch.float32, 64)):

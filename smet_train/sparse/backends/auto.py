@@ -1,5 +1,6 @@
 """The fastest backend for a layer, found by timing the candidates once and remembered."""
 
+import functools
 import json
 import logging
 import os
@@ -42,6 +43,7 @@ class Choice:
         return "; ".join([timed, *(f"not {name}: {reason}" for name, reason in self.why_not.items())])
 
 
+@functools.cache  # whatever becomes of the file, a process stays with its choice
 def choose_backend(
     layout: Layout, dtype: torch.dtype, device: torch.device, tokens: int, cache_file: Path | None
 ) -> Choice:

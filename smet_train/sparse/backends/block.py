@@ -5,35 +5,13 @@ last blocks of a row or column are as narrow as W leaves them. In 16 bits each b
 """
 
 from collections.abc import Iterator
-from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from smet_train.sparse.backends.operators import PackedPlan, differentiate
+from smet_train.sparse.backends.operators import PackedBackend, differentiate
 from smet_train.sparse.index import unpack
 from smet_train.sparse.layout import Layout
-
-
-class BlockBackend:
-    name = "block"
-
-    def unsupported(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:
-        if layout.block == 1:
-            return "it computes blocks, not single values; set sparsity.block_size, or use csr or densify"
-        if device.type not in ("cpu", "meta"):
-            return "a product a block is too little work for it; use densify"
-        if not dtype.is_floating_point:
-            return "it multiplies floating-point numbers"
-        return None
-
-    def plan(self, packed: Tensor, layout: Layout) -> PackedPlan:
-        return PackedPlan(packed, layout)
-
-    def matmul(self, x_NI: Tensor, values: Tensor, plan: PackedPlan) -> Tensor:
-        y: Tensor = block_linear(x_NI, values, plan.packed, plan.layout.out_features)
-        return y
 
 
 @torch.library.custom_op("smet::block_linear", mutates_args=())
@@ -69,6 +47,20 @@ def block_linear_backward(
 differentiate(block_linear, block_linear_backward)
 
 
+class BlockBackend(PackedBackend):
+    operator = block_linear
+    name = "block"
+
+    def unsupported(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:
+        if layout.block == 1:
+            return "it computes blocks, not single values; set sparsity.block_size, or use csr or densify"
+        if device.type not in ("cpu", "meta"):
+            return "a product a block is too little work for it; use densify"
+        if not dtype.is_floating_point:
+            return "it multiplies floating-point numbers"
+        return None
+
+
 def _blocks(
     values: Tensor, packed: Tensor, out_features: int, in_features: int
 ) -> Iterator[tuple[Tensor, slice, slice]]:
@@ -79,13 +71,3 @@ def _blocks(
         row, column = site // layout.block_columns * b, site % layout.block_columns * b
         rows, columns = slice(row, min(row + b, out_features)), slice(column, min(column + b, in_features))
         yield values[slot, : rows.stop - row, : columns.stop - column], rows, columns
-
-
-def flops(x: Any, values: Any, *_: Any, **__: Any) -> int:
-    """Of the forward product, from shapes."""
-    return 2 * prod(x[:-1]) * prod(values)
-
-
-def backward_flops(_grad_y: Any, x: Any, values: Any, _packed: Any, of_x: bool, of_values: bool, **_: Any) -> int:
-    """Of the products for both gradients, from shapes."""
-    return 2 * prod(x[:-1]) * prod(values) * (int(of_x) + int(of_values))

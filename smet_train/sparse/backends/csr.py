@@ -9,33 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smet_train.sparse.backends.operators import PackedPlan, differentiate
+from smet_train.sparse.backends.operators import PackedBackend, differentiate
 from smet_train.sparse.compiled import numba_is_installed, on_threads
 from smet_train.sparse.layout import Layout
 
 _LINE_TOKENS = 16  # tiles are whole vectors
-
-
-class CsrBackend:
-    name = "csr"
-
-    def unsupported(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:
-        if layout.block != 1:
-            return f"it computes single values, not blocks of {layout.block}; use block or densify"
-        if device.type not in ("cpu", "meta"):
-            return "its kernels are for CPUs; use densify"
-        if not dtype.is_floating_point:
-            return "it multiplies floating-point numbers"
-        if not numba_is_installed():
-            return "numba is not installed; type pip install numba"
-        return None
-
-    def plan(self, packed: Tensor, layout: Layout) -> PackedPlan:
-        return PackedPlan(packed, layout)
-
-    def matmul(self, x_NI: Tensor, values: Tensor, plan: PackedPlan) -> Tensor:
-        y: Tensor = csr_linear(x_NI, values, plan.packed, plan.layout.out_features)
-        return y
 
 
 @torch.library.custom_op("smet::csr_linear", mutates_args=(), device_types="cpu")
@@ -80,6 +58,22 @@ def csr_linear_backward(
 differentiate(csr_linear, csr_linear_backward)
 
 
+class CsrBackend(PackedBackend):
+    operator = csr_linear
+    name = "csr"
+
+    def unsupported(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:
+        if layout.block != 1:
+            return f"it computes single values, not blocks of {layout.block}; use block or densify"
+        if device.type not in ("cpu", "meta"):
+            return "its kernels are for CPUs; use densify"
+        if not dtype.is_floating_point:
+            return "it multiplies floating-point numbers"
+        if not numba_is_installed():
+            return "numba is not installed; type pip install numba"
+        return None
+
+
 def _compute_dtype(x: Tensor) -> torch.dtype:
     """numba has no 16-bit floats."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -103,23 +97,11 @@ def _lanes(tokens: int, tile: int, threads: int) -> int:
 
 def workspace_bytes(grad_y_or_x: Tensor, *rest: Any) -> int:
     """What an operator of this file holds while it runs: its tiles, its partial sums, and the columns."""
-    from smet_train.sparse.backends.csr_kernels import MAX_LANES
-
     backward = isinstance(rest[-1], bool)
     x, values = rest[:2] if backward else (grad_y_or_x, rest[0])
     outputs = grad_y_or_x.shape[-1] if backward else _LINE_TOKENS
     tokens, width = prod(x.shape[:-1]), _compute_dtype(x).itemsize
     tile = _tile(tokens)
-    lanes = min(torch.get_num_threads(), MAX_LANES, max(1, -(-tokens // tile)))
+    lanes = _lanes(tokens, tile, torch.get_num_threads())
     tiles = lanes * tile * (x.shape[-1] + outputs) * width
     return tiles + values.numel() * (2 + (lanes * width if backward else 0))
-
-
-def flops(x: Any, values: Any, *_: Any, **__: Any) -> int:
-    """Of the forward product, from shapes."""
-    return 2 * prod(x[:-1]) * prod(values)
-
-
-def backward_flops(_grad_y: Any, x: Any, values: Any, _packed: Any, of_x: bool, of_values: bool, **_: Any) -> int:
-    """Of the products for both gradients, from shapes."""
-    return 2 * prod(x[:-1]) * prod(values) * (int(of_x) + int(of_values))

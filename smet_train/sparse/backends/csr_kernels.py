@@ -79,7 +79,7 @@ def multiply(
         first = number * tile
         count = min(tile, tokens - first)
         x_IT = np.zeros((inputs, tile), x_NI.dtype)
-        _turn(x_NI, first, count, 0, inputs, x_IT)
+        _turn(x_NI, first, count, x_IT)
         y_ST = np.empty((_STRIP, tile), x_NI.dtype)
         for strip in range(0, outputs, _STRIP):
             height = min(_STRIP, outputs - strip)
@@ -128,10 +128,10 @@ def multiply_backward(
             first = number * tile
             count = min(tile, tokens - first)
             g_OT[:, count:] = 0
-            _turn(grad_y_NO, first, count, 0, outputs, g_OT)
+            _turn(grad_y_NO, first, count, g_OT)
             if partial_LK.shape[1]:
                 x_IT[:, count:] = 0
-                _turn(x_NI, first, count, 0, inputs, x_IT)
+                _turn(x_NI, first, count, x_IT)
                 _sample(g_OT, x_IT, starts, column_K, partial_LK[lane], tile)
             if grad_x_NI.shape[0]:
                 _spread(g_OT, starts, column_K, value_K, x_IT, tile)
@@ -143,9 +143,9 @@ def multiply_backward(
 
 
 @njit(fastmath=MATH, cache=True)
-def _turn(source_NF: Array, first: int, count: int, begin: int, end: int, tile_FT: Array) -> None:  # pragma: no cover
-    for strip in range(begin, end, _STRIP):
-        stop = min(end, strip + _STRIP)
+def _turn(source_NF: Array, first: int, count: int, tile_FT: Array) -> None:  # pragma: no cover
+    for strip in range(0, source_NF.shape[1], _STRIP):
+        stop = min(source_NF.shape[1], strip + _STRIP)
         for t in range(count):
             for f in range(strip, stop):
                 tile_FT[f, t] = source_NF[first + t, f]

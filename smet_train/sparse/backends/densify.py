@@ -11,25 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smet_train.sparse.backends.operators import PackedPlan, differentiate
+from smet_train.sparse.backends.operators import PackedBackend, differentiate
 from smet_train.sparse.dense import gather_values, scatter_dense
 from smet_train.sparse.index import unpack
 from smet_train.sparse.layout import Layout
 from smet_train.sparse.rows import gather_rows, rows_are_compiled, rows_of, scatter_rows
-
-
-class DensifyBackend:
-    name = "densify"
-
-    def unsupported(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:  # noqa: ARG002
-        return None
-
-    def plan(self, packed: Tensor, layout: Layout) -> PackedPlan:
-        return PackedPlan(packed, layout)
-
-    def matmul(self, x_NI: Tensor, values: Tensor, plan: PackedPlan) -> Tensor:
-        y: Tensor = densify_linear(x_NI, values, plan.packed, plan.layout.out_features)
-        return y
 
 
 class _Sites:
@@ -76,6 +62,14 @@ def densify_linear_backward(
 
 
 differentiate(densify_linear, densify_linear_backward)
+
+
+class DensifyBackend(PackedBackend):
+    operator = densify_linear
+    name = "densify"
+
+    def unsupported(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:  # noqa: ARG002
+        return None
 
 
 def _layout(values: Tensor, out_features: int, in_features: int) -> Layout:

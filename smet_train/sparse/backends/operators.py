@@ -7,6 +7,7 @@ empty. Both take the packed index itself, so nothing about a topology is kept be
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,19 @@ from smet_train.sparse.layout import Layout
 class PackedPlan:
     packed: Tensor
     layout: Layout
+
+
+class PackedBackend:
+    """A backend whose plan is the packed index; ``operator`` is its forward operator."""
+
+    operator: Any
+
+    def plan(self, packed: Tensor, layout: Layout) -> PackedPlan:
+        return PackedPlan(packed, layout)
+
+    def matmul(self, x_NI: Tensor, values: Tensor, plan: PackedPlan) -> Tensor:
+        y: Tensor = self.operator(x_NI, values, plan.packed, plan.layout.out_features)
+        return y
 
 
 def differentiate(forward: Any, backward: Any) -> None:
@@ -55,3 +69,13 @@ def _derivative(backward: Any) -> Callable[..., tuple[Tensor | None, Tensor | No
         return grad_x if of_x else None, grad_values if of_values else None, None, None
 
     return derivative
+
+
+def flops(x: Any, values: Any, *_: Any, **__: Any) -> int:
+    """Of a forward product of the active values alone, from shapes."""
+    return 2 * prod(x[:-1]) * prod(values)
+
+
+def backward_flops(_grad_y: Any, x: Any, values: Any, _packed: Any, of_x: bool, of_values: bool, **_: Any) -> int:
+    """Of the products for both gradients, from shapes."""
+    return 2 * prod(x[:-1]) * prod(values) * (int(of_x) + int(of_values))

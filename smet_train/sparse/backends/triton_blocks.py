@@ -9,36 +9,12 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from smet_train.sparse.backends.operators import PackedPlan, differentiate
+from smet_train.sparse.backends.operators import PackedBackend, differentiate
 from smet_train.sparse.index import unpack
 from smet_train.sparse.layout import Layout
 
 _EDGES = (16, 32, 64, 128)
 _MOST_VALUES = 2**31  # positions in the values are 32-bit integers
-
-
-class TritonBackend:
-    name = "triton"
-
-    def unsupported(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:
-        if layout.block not in _EDGES:
-            return f"its blocks have edges of {', '.join(map(str, _EDGES))}; set sparsity.block_size, or use densify"
-        if find_spec("triton") is None:
-            return "triton is not installed; type pip install triton"
-        if device.type == "cpu" and not interpreted():
-            return "its kernels are for GPUs; use block or densify"
-        if dtype not in (torch.float32, torch.bfloat16):
-            return "it computes in fp32 and bf16"
-        if layout.n_values >= _MOST_VALUES:
-            return f"it holds less than {_MOST_VALUES} values; use densify"
-        return None
-
-    def plan(self, packed: Tensor, layout: Layout) -> PackedPlan:
-        return PackedPlan(packed, layout)
-
-    def matmul(self, x_NI: Tensor, values: Tensor, plan: PackedPlan) -> Tensor:
-        y: Tensor = triton_linear(x_NI, values, plan.packed, plan.layout.out_features)
-        return y
 
 
 def interpreted() -> bool:
@@ -94,6 +70,24 @@ def triton_linear_backward(
 
 
 differentiate(triton_linear, triton_linear_backward)
+
+
+class TritonBackend(PackedBackend):
+    operator = triton_linear
+    name = "triton"
+
+    def unsupported(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:
+        if layout.block not in _EDGES:
+            return f"its blocks have edges of {', '.join(map(str, _EDGES))}; set sparsity.block_size, or use densify"
+        if find_spec("triton") is None:
+            return "triton is not installed; type pip install triton"
+        if device.type == "cpu" and not interpreted():
+            return "its kernels are for GPUs; use block or densify"
+        if dtype not in (torch.float32, torch.bfloat16):
+            return "it computes in fp32 and bf16"
+        if layout.n_values >= _MOST_VALUES:
+            return f"it holds less than {_MOST_VALUES} values; use densify"
+        return None
 
 
 def _layout(values: Tensor, out_features: int, in_features: int) -> Layout:
