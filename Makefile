@@ -1,6 +1,6 @@
 # `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint type bench clean
+.PHONY: help setup demo test faults check lint type bench clean
 
 # The environment; `make VENV=elsewhere …` keeps another one.
 VENV ?= .venv
@@ -30,6 +30,9 @@ demo: $(READY)  ## pre-train a small sparse LLaMA on the embedded data and show 
 
 test: $(READY)  ## run all tests
 	$(PYTEST)
+
+faults: $(READY)  ## every trial of tests/faults, about 20 minutes; prints tried, passed and worst case of each kind
+	$(PYTEST) --faults=all --faults-out=outputs/faults.json tests/faults
 
 check: lint type  ## what to run before a commit: lint, types, fast tests
 	$(PYTEST) -q -m "not slow"

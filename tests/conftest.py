@@ -21,6 +21,12 @@ torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are read
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", choices=["few", "all"], default="few", help="trials of each campaign in tests/faults")
+    parser.addoption("--faults-out", default=None, help="JSON file for the table of tests/faults")
+
+
 _WORDS = """
 the model reads a token and writes the next one while its weights move from site to site in every layer because few of
 them are active and most of the matrix does not exist so that memory is saved
