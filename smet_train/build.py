@@ -29,6 +29,7 @@ from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.spikes import SpikeMeter
 from smet_train.tracking.throughput import Throughput
 from smet_train.train.evaluate import mean_loss
+from smet_train.train.guard import StepGuard
 from smet_train.train.run import LoopSettings, Run
 from smet_train.train.signals import StopRequest
 from smet_train.train.spike_watch import SpikeWatch
@@ -44,6 +45,10 @@ class Data:
     tokenizer: TextTokenizer
     batches: BatchLoader
     validation: Tensor
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self.batches.close()
 
 
 def build_device(config: Config) -> torch.device:
@@ -246,6 +251,11 @@ def build_run(config: Config, run_folder: Path, data: Data, stop: StopRequest) -
         metrics=metrics,
         throughput=Throughput(),
         stop=stop,
+        guard=StepGuard(
+            max_bad_steps=config.train.max_bad_steps,
+            max_rollbacks=config.train.max_rollbacks,
+            max_loss_rise=config.train.max_loss_rise,
+        ),
     )
 
 

@@ -32,3 +32,7 @@ class DataError(SmetError):
 
 class CheckpointError(SmetError):
     """A checkpoint is missing, damaged, or does not belong to this run."""
+
+
+class TrainingError(SmetError):
+    """The numbers of a run went wrong and stayed so."""

@@ -1,7 +1,10 @@
 """One training run from a validated configuration to the closing summary."""
 
+import gc
 import json
 import logging
+import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from smet_train.tracking.resources import memory_use
 from smet_train.tracking.wandb_sink import open_wandb
 from smet_train.train import files
 from smet_train.train.checkpoint import load_checkpoint, load_plain
+from smet_train.train.guard import RollBack
 from smet_train.train.heap import release_freed_memory
 from smet_train.train.lock import run_folder_lock
 from smet_train.train.loop import train
@@ -56,17 +60,39 @@ def run_training(config: Config, run_folder: Path, console: Console | None = Non
     console = console or open_console()
     if config.train.release_freed_memory:
         release_freed_memory()
+    if config.train.deterministic:
+        compute_deterministically()
     run_folder.mkdir(parents=True, exist_ok=True)
-    with StopRequest() as stop, run_folder_lock(run_folder):
+    with StopRequest(hours(config.train.max_hours)) as stop, run_folder_lock(run_folder):
         files.remove_leftovers(run_folder / "checkpoints")
         checkpoint = choose_checkpoint(config.checkpoint.resume, run_folder)
         if checkpoint is not None:
             check_same_run(load_plain(checkpoint)["config"], to_dict(config), checkpoint, run_folder)
         if is_finished(run_folder, checkpoint, config.train.steps):
             tell_finished(console, config, run_folder)
-        else:
-            _train(config, run_folder, checkpoint, stop, console)
-    return 0
+            return 0
+        back = None
+        while True:
+            try:
+                _train(config, run_folder, checkpoint, back, stop, console)
+                return 0
+            except RollBack as error:
+                back = error.with_traceback(None)  # whose frames would keep the run in memory
+            gc.collect()
+            checkpoint = choose_checkpoint("auto", run_folder)
+            console.print(f"going back to {checkpoint}: see {run_folder / 'incidents.jsonl'}", soft_wrap=True)
+
+
+def hours(budget: float | None) -> float | None:
+    """Hours in seconds."""
+    return None if budget is None else budget * 3600
+
+
+def compute_deterministically() -> None:
+    """Let torch refuse what may differ between two runs; cuBLAS needs its workspace fixed before it is first used."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def check_same_run(saved: dict[str, Any], wanted: dict[str, Any], checkpoint: Path, run_folder: Path) -> None:
@@ -94,24 +120,34 @@ def tell_finished(console: Console, config: Config, run_folder: Path) -> None:
     )
 
 
-def _train(config: Config, run_folder: Path, checkpoint: Path | None, stop: StopRequest, console: Console) -> None:
+def _train(
+    config: Config,
+    run_folder: Path,
+    checkpoint: Path | None,
+    back: RollBack | None,
+    stop: StopRequest,
+    console: Console,
+) -> None:
+    """One attempt: from ``checkpoint`` on, or with the data and counts of ``back`` if the attempt before went wrong."""
     build_device(config)  # a device that is not there is said before minutes go into data
     tokenizer_file = find_tokenizer(run_folder, checkpoint)
     console.print("preparing the data …" if tokenizer_file else "preparing the data and its tokenizer …")
-    data = build_data(config, tokenizer_file)
-    try:
+    with closing(build_data(config, tokenizer_file)) as data:
         data.tokenizer.save(run_folder / "tokenizer.json")
         save_config(config, run_folder / "config.yaml")
         start_rss_bytes = memory_use(torch.device("cpu"))["rss_bytes"]
         run = build_run(config, run_folder, data, stop)
         run.start_rss_bytes, run.planned = start_rss_bytes, plan_bytes(config, data.tokenizer)
-        start(run, config, checkpoint)
-        announce(console, config, run, data.source.description)
-        add_displays(config, run, console)
-        reason = train(run)
-    finally:
-        data.batches.close()
-    run.tracker.close()
+        try:
+            start(run, config, checkpoint)
+            if back is not None:
+                run.batches.load_state_dict(back.position)
+                run.guard.load_state_dict(back.guard)
+            announce(console, config, run, data.source.description)
+            add_displays(config, run, console)
+            reason = train(run)
+        finally:
+            run.tracker.close()
     close(console, run, reason)
 
 

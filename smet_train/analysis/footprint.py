@@ -141,7 +141,7 @@ def take_step(
                 with flops:
                     loss = token_loss(model, windows, precision) / micro_batches
                     activations_bytes = live.now - before
-                    with FusedStep(model, optimizer) if fused else nullcontext():
+                    with FusedStep(model, optimizer, look=False) if fused else nullcontext():
                         loss.backward()
                 del loss
             if not fused:

@@ -1,5 +1,6 @@
 """The console script ``smet-train``: a run or a sweep, with every mistake told in one message."""
 
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -12,6 +13,7 @@ from smet_train.errors import SmetError
 
 def main() -> None:
     """Run the command line; exits with 0 when done, 2 for a user's mistake, 1 for a failure."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # before training starts Ctrl-C ends the process, without a traceback
     sys.exit(_status(sys.argv[1:]))
 
 

@@ -19,6 +19,8 @@ VOLATILE_KEYS = (
     "train.activation_checkpointing",
     "train.fused_backward_step",
     "train.release_freed_memory",
+    "train.deterministic",
+    "train.max_",
     "checkpoint.",
     "tracking.",
     "data.prefetch_batches",

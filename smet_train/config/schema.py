@@ -229,6 +229,17 @@ class TrainConfig:
     release_freed_memory: bool = setting(
         "give freed tensors back to the system at once: a smaller process, and slower (CPU, glibc)", False
     )
+    deterministic: bool = setting("refuse torch operations that may differ from run to run (on GPUs: slower)", False)
+    max_hours: float | None = setting("hours after which the run saves and ends; null = no limit", None, above=0)
+    max_bad_steps: int = setting(
+        "steps in a row with a NaN or infinite loss or gradient that are passed over, before going back", 5, at_least=0
+    )
+    max_rollbacks: int = setting(
+        "times that the run goes back to its newest checkpoint and trains on with later data", 3, at_least=0
+    )
+    max_loss_rise: float | None = setting(
+        "nats above the median of the last 50 losses from which a step is passed over too; null = any", None, above=0
+    )
     eval_interval: int = setting("steps between evaluations; 0 = only at start and end", 500, at_least=0)
     eval_windows: int = setting("validation windows in an evaluation", 128, at_least=1)
     log_interval: int = setting("steps between console lines when not on a terminal", 10, at_least=1)

@@ -13,16 +13,32 @@ class FusedStep:
 
     One backward pass makes one step, so there can be no accumulation; and as no two gradients meet, none can be
     clipped by their global norm. What a step computes is bit for bit what ``optimizer.step`` after the pass does.
+
+    From the first gradient on that is not finite, nothing more is updated.
+
+    Args:
+        look: look at the gradients' numbers; tensors that have none, as of a plan, need False.
+
+    Attributes:
+        half_done: whether the latest pass met such a gradient after it had updated some parameter.
     """
 
-    def __init__(self, model: nn.Module, optimizer: SmetAdamW) -> None:
+    def __init__(self, model: nn.Module, optimizer: SmetAdamW, *, look: bool = True) -> None:
+        self._look = look
         self._optimizer = optimizer
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._norms: list[Tensor] = []
+        self._updated = False
+        self._broken = False
+
+    @property
+    def half_done(self) -> bool:
+        return self._broken and self._updated
 
     def __enter__(self) -> "FusedStep":
         self._norms = []
+        self._updated = self._broken = False
         self._hooks = [p.register_post_accumulate_grad_hook(self._update) for p in self._parameters]
         return self
 
@@ -34,8 +50,12 @@ class FusedStep:
 
     def _update(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
-        self._norms.append(torch.linalg.vector_norm(parameter.grad))
-        self._optimizer.step_one(parameter)
+        norm = torch.linalg.vector_norm(parameter.grad)
+        self._norms.append(norm)
+        self._broken = self._broken or (self._look and not bool(torch.isfinite(norm)))
+        if not self._broken:
+            self._optimizer.step_one(parameter)
+            self._updated = True
         parameter.grad = None
 
     def grad_norm(self) -> float:

@@ -1,11 +1,14 @@
 """metrics.jsonl: one JSON object a line, the source of truth of a run."""
 
+import errno
 import json
 import logging
 import math
 import os
 from pathlib import Path
 from typing import Any
+
+from smet_train.errors import SmetError
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +45,27 @@ class JsonlSink:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)
 
     def emit(self, event: dict[str, Any]) -> None:
-        self._file.write(to_line(event).encode())
-        self._file.flush()
+        """Append ``event``.
+
+        Raises:
+            SmetError: if the line can't be written (disk full).
+        """
+        line = to_line(event).encode()
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise SmetError(
+                f"{self.path} can't be written: {error}; make room and start the same command again, which goes on "
+                "from the newest checkpoint",
+                exit_status=1,
+            ) from error
 
     def position(self) -> int:
         """Size of the file in bytes, with everything in it on disk."""
-        self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 

@@ -1,6 +1,7 @@
 """Token-weighted loss on fixed windows, without gradients."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +9,34 @@ from torch import Tensor, nn
 from smet_train.train.step import token_loss
 
 
+class Interrupted(Exception):
+    """An evaluation was given up halfway."""
+
+
 @torch.no_grad()
-def mean_loss(model: nn.Module, windows_WT: Tensor, micro_batch_size: int, precision: str) -> float:
-    """Mean loss in nats over every predicted token of ``windows_WT`` (W windows of T + 1 tokens, any device)."""
+def mean_loss(
+    model: nn.Module,
+    windows_WT: Tensor,
+    micro_batch_size: int,
+    precision: str,
+    give_up: Callable[[], object] = lambda: None,
+) -> float:
+    """Mean loss in nats over every predicted token of ``windows_WT`` (W windows of T + 1 tokens, any device).
+
+    Raises:
+        Interrupted: as soon as ``give_up()``, asked between micro-batches, is true.
+    """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     total = 0.0
-    for chunk in windows_WT.split(micro_batch_size):
-        total += float(token_loss(model, chunk.to(device), precision)) * chunk.shape[0]
-    model.train(was_training)
+    try:
+        for chunk in windows_WT.split(micro_batch_size):
+            if give_up():
+                raise Interrupted
+            total += float(token_loss(model, chunk.to(device), precision)) * chunk.shape[0]
+    finally:
+        model.train(was_training)
     return total / windows_WT.shape[0]  # windows are full, so windows weigh as their tokens do
 
 

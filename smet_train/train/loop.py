@@ -2,18 +2,21 @@
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from smet_train.errors import CheckpointError, DataError, SmetError, TrainingError
 from smet_train.sparse.ledger import count_parameters, measure
+from smet_train.tracking.jsonl import JsonlSink
 from smet_train.tracking.resources import memory_use
 from smet_train.train.checkpoint import checkpoint_path, latest_checkpoint, save_checkpoint
-from smet_train.train.evaluate import mean_loss, perplexity
+from smet_train.train.evaluate import Interrupted, mean_loss, perplexity
+from smet_train.train.guard import RollBack, first_not_finite
 from smet_train.train.run import Run
 from smet_train.train.state import capture
 from smet_train.train.step import forward_backward, token_loss
@@ -22,31 +25,67 @@ log = logging.getLogger(__name__)
 
 
 def train(run: Run) -> str:
-    """Train until ``total_steps`` or until a stop is requested; returns the reason: "finished" or a signal's name.
+    """Train until ``total_steps`` or until a stop is requested; returns the reason: "finished" or what asked to stop.
 
     A run that stops for whatever reason saves a checkpoint first, from which the same command goes on. The topology
     moves at the start of a step, if it is due after the step before: so a finished run holds no weight that was never
-    trained, its losses are those of the weights it saved, and when it is extended the update is made up for.
+    trained, its losses are those of the weights it saved, and when it is extended the update is made up for. The data
+    of a step are read before anything else of it is done, so that a source that fails leaves a whole state to save.
+
+    Raises:
+        RollBack: if the numbers are bad and the run has to start again from its newest checkpoint.
+        TrainingError: if they are bad and it has done so before.
+        DataError: if the source can't be read any more; the steps until then are saved.
+        CheckpointError: if a checkpoint can't be written.
     """
-    run.stop.interruptible = False
-    if run.fresh:
-        evaluate(run)
+    run.stop.arm()
+    with end_told(run):
+        catch_up(run)
+        while not run.finished and run.stop.reason is None:
+            read_ahead(run)
+            move_topology(run)
+            report(run, run.spikes.before_step(run.state.step + 1))
+            lr = set_learning_rate(run)
+            loss, grad_norm = take_sound_step(run)
+            run.state.step += 1
+            run.state.tokens += run.settings.tokens_per_step
+            report_step(run, loss, lr, grad_norm)
+            catch_up(run)
+        return finish(run)
 
-    while run.state.step < run.settings.total_steps and run.stop.reason is None:
-        move_topology(run)
-        report(run, run.spikes.before_step(run.state.step + 1))
-        lr = set_learning_rate(run)
-        loss, grad_norm = take_step(run)
-        run.state.step += 1
-        run.state.tokens += run.settings.tokens_per_step
-        report_step(run, loss, lr, grad_norm)
-        if due(run.settings.eval_interval, run.state.step):
-            evaluate(run)
-        if due(run.settings.checkpoint_interval, run.state.step):
-            report_checkpoint(run)
+
+@contextmanager
+def end_told(run: Run) -> Iterator[None]:
+    """Write down the end of a run that ends by an error."""
+    try:
+        yield
+    except RollBack:
+        raise
+    except Exception as error:
+        with suppress(SmetError):  # the metrics file may be what has failed
+            report_end(run, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        raise
+
+
+def catch_up(run: Run) -> None:
+    """Evaluate and save if that is due after the latest step; what a stop cuts short is done when the run goes on."""
+    step, state = run.state.step, run.state
+    if (step == 0 or due(run.settings.eval_interval, step)) and state.evaluated_step < step and not evaluate(run):
+        return
+    if step > 0 and due(run.settings.checkpoint_interval, step) and state.reported_step < step:
+        state.reported_step = step
+        report_checkpoint(run)
+        save(run)
+
+
+def read_ahead(run: Run) -> None:
+    """Wait for the batches of the coming step; if there are none, save what was trained until now."""
+    try:
+        run.batches.peek(run.settings.micro_batches)
+    except DataError:
+        if run.state.step > 0:
             save(run)
-
-    return finish(run)
+        raise
 
 
 def due(interval: int, step: int) -> bool:
@@ -59,16 +98,74 @@ def report(run: Run, events: list[dict[str, Any]]) -> None:
         run.tracker.emit(event)
 
 
-def take_step(run: Run) -> tuple[float, float]:
-    """Forward, backward and the optimizer's step; returns the loss and the norm of its gradient before clipping."""
+def take_sound_step(run: Run) -> tuple[float, float]:
+    """:func:`take_step` with the first batches whose loss and gradient are sound.
+
+    Raises:
+        RollBack, TrainingError: if too many in a row are not, or if a fused step was half done when it showed.
+    """
+    while True:
+        loss, grad_norm = compute_gradients(run)
+        fault = run.guard.fault(loss, grad_norm)
+        if fault is None:
+            if run.fused is None:
+                run.optimizer.step()
+                run.optimizer.zero_grad(set_to_none=True)
+            return loss, grad_norm
+        run.optimizer.zero_grad(set_to_none=True)
+        if run.guard.exhausted or (run.fused is not None and run.fused.half_done):
+            go_back(run, fault)
+        note_incident(run, fault, "passed over")
+
+
+def compute_gradients(run: Run) -> tuple[float, float]:
+    """Forward and backward; returns the loss and the norm of its gradient before clipping. A fused step is made too,
+    if its gradients are finite."""
     with run.fused or nullcontext():
         loss = forward_backward(run.model, run.batches, run.settings.micro_batches, run.device, run.settings.precision)
-    if run.fused is not None:
-        return loss, run.fused.grad_norm()
-    grad_norm = clip_gradients(run)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    return loss, grad_norm
+    return loss, clip_gradients(run) if run.fused is None else run.fused.grad_norm()
+
+
+def note_incident(run: Run, what: str, action: str) -> None:
+    """A line in ``incidents.jsonl``, on disk at once, and a warning."""
+    step = run.state.step + 1
+    log.warning("step %d: %s; %s", step, what, action)
+    sink = JsonlSink(run.folder / "incidents.jsonl")
+    sink.emit({"event": "incident", "step": step, "what": what, "action": action, "time_s": time.time()})
+    sink.position()
+    sink.close()
+
+
+def go_back(run: Run, what: str) -> NoReturn:
+    """Start again from the newest checkpoint, or end: the state is kept beside the checkpoints then, to look at.
+
+    Raises:
+        RollBack: to be answered by building the run anew.
+        TrainingError: if there is no checkpoint, or the run has gone back often enough.
+    """
+    step = run.state.step + 1
+    newest = latest_checkpoint(run.checkpoints)
+    if newest is not None and run.guard.rollbacks < run.guard.max_rollbacks:
+        note_incident(run, what, f"going back to {newest.name}, with the data from here on")
+        run.guard.rollbacks += 1
+        raise RollBack(run.batches.state_dict(), run.guard.state_dict())
+    kept = keep_for_inspection(run)
+    note_incident(run, what, "ending")
+    tried = f"after going back {run.guard.rollbacks} times" if newest else "and there is no checkpoint to go back to"
+    raise TrainingError(
+        f"step {step}: {what}, {tried}; lower optimizer.lr or look at the data, and start the same command again to "
+        f"go on from the newest checkpoint. The bad state {kept}",
+        exit_status=1,
+    )
+
+
+def keep_for_inspection(run: Run) -> str:
+    """Save the state where no run starts from; returns what became of it."""
+    try:
+        path = save_checkpoint(run.folder / "inspect", run.state.step, capture(run), keep=1)
+    except CheckpointError as error:
+        return f"could not be kept: {error}"
+    return f"is kept in {path}"
 
 
 def clip_gradients(run: Run) -> float:
@@ -101,13 +198,25 @@ def report_step(run: Run, loss: float, lr: float, grad_norm: float) -> None:
     report(run, run.spikes.after_step(run.state.step, loss))
 
 
-def evaluate(run: Run) -> None:
-    with run.throughput.paused():
-        loss = mean_loss(run.model, run.validation, run.settings.micro_batch_size, run.settings.precision)
+def evaluate(run: Run) -> bool:
+    """Report the validation loss; False if a stop was requested meanwhile, and the evaluation given up."""
+    try:
+        with run.throughput.paused():
+            loss = mean_loss(
+                run.model,
+                run.validation,
+                run.settings.micro_batch_size,
+                run.settings.precision,
+                give_up=lambda: run.stop.reason,
+            )
+    except Interrupted:
+        return False
+    run.state.evaluated_step = run.state.step
     tokens = run.validation.shape[0] * (run.validation.shape[1] - 1)
     run.tracker.emit(
         {"event": "eval", "step": run.state.step, "loss": loss, "perplexity": perplexity(loss), "tokens": tokens}
     )
+    return True
 
 
 def move_topology(run: Run) -> None:
@@ -139,12 +248,24 @@ def report_checkpoint(run: Run) -> None:
     run.tracker.emit({"event": "checkpoint", "step": run.state.step, "path": str(path.relative_to(run.folder))})
 
 
-def save(run: Run) -> None:
-    """Write a checkpoint. A scheduled one is reported before, so that its event is part of the saved position."""
+def save(run: Run) -> bool:
+    """Write a checkpoint; False if this step has one. A scheduled one is reported before, so that its event is part of
+    the saved position.
+
+    Raises:
+        RollBack, TrainingError: if the state holds a NaN or an infinity; it is not written.
+    """
+    if latest_checkpoint(run.checkpoints) == checkpoint_path(run.checkpoints, run.state.step):
+        return False
     started_s = time.monotonic()
     with run.throughput.paused():
-        path = save_checkpoint(run.checkpoints, run.state.step, capture(run), run.settings.checkpoint_keep)
+        snapshot = capture(run)
+        bad = first_not_finite(snapshot.tensors)
+        if bad is not None:
+            go_back(run, f"the state to be saved is not finite ({bad})")
+        path = save_checkpoint(run.checkpoints, run.state.step, snapshot, run.settings.checkpoint_keep)
     log.info("checkpoint of step %d in %.2f s: %s", run.state.step, time.monotonic() - started_s, path)
+    return True
 
 
 def report_memory(run: Run) -> None:
@@ -162,28 +283,30 @@ def report_memory(run: Run) -> None:
 def finish(run: Run) -> str:
     """Save, and write down how the run ended.
 
-    What is written after the save is not part of the saved position: a run that goes on, after a signal or with more
+    What is written after the save is not part of the saved position: a run that goes on, after a stop or with more
     steps, writes the same file as one that never stopped. A run killed in here comes back here.
     """
-    step = run.state.step
-    finished = step >= run.settings.total_steps
-    reason = "finished" if finished else run.stop.reason or "stopped"
-    if latest_checkpoint(run.checkpoints) != checkpoint_path(run.checkpoints, step):
-        save(run)
+    if save(run):
         report_checkpoint(run)
-    if finished:
-        if not due(run.settings.eval_interval, step):
-            evaluate(run)
+    complete = run.finished and (run.state.evaluated_step == run.state.step or evaluate(run))
+    if complete:
         report(run, run.spikes.finish())
     report_memory(run)
+    reason = "finished" if complete else str(run.stop.reason)
+    report_end(run, reason)
+    return reason
+
+
+def report_end(run: Run, reason: str) -> None:
     run.tracker.emit(
         {
             "event": "end",
-            "step": step,
+            "step": run.state.step,
             "reason": reason,
             "tokens": run.state.tokens,
             "parameters_active": count_parameters(run.model)[0],
+            "passed_over": run.guard.passed_over,
+            "rollbacks": run.guard.rollbacks,
             "time_s": time.time(),
         }
     )
-    return reason

@@ -13,6 +13,7 @@ from smet_train.topology import TopologyUpdater
 from smet_train.tracking.jsonl import JsonlSink
 from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.throughput import Throughput
+from smet_train.train.guard import StepGuard
 from smet_train.train.signals import StopRequest
 from smet_train.train.spike_watch import SpikeWatch
 
@@ -45,10 +46,13 @@ class LoopSettings:
 
 @dataclass(slots=True)
 class TrainState:
-    """How far a run has come."""
+    """How far a run has come: steps taken, tokens trained on, and the steps after which it was evaluated last and
+    reported a scheduled checkpoint last, so that what a stop cut short is made up for."""
 
     step: int = 0
     tokens: int = 0
+    evaluated_step: int = -1
+    reported_step: int = 0
 
 
 @dataclass(slots=True)
@@ -76,6 +80,7 @@ class Run:
     metrics: JsonlSink
     throughput: Throughput
     stop: StopRequest
+    guard: StepGuard
     state: TrainState = field(default_factory=TrainState)
     fresh: bool = True
     planned: dict[str, int] = field(default_factory=dict)
@@ -84,3 +89,8 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are taken."""
+        return self.state.step >= self.settings.total_steps

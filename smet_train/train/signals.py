@@ -1,29 +1,47 @@
-"""Signals that ask a run to stop: the first is noted and obeyed at a step's end, the second ends the process."""
+"""What asks a run to stop: a signal or its time budget, obeyed at a step's end; a second signal ends the process."""
 
 import os
 import signal
-import sys
+import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ctrl-C, kill, a lost terminal, and what SLURM sends before pre-emption (--signal=USR1@60).
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Context manager that turns SIGINT and SIGTERM into ``reason``, the signal's name, or None.
+    """Context manager that, once armed, turns the stop signals and the end of the budget into a ``reason``.
 
-    While ``interruptible`` is true (start-up: there is nothing to save yet) the first signal ends the process with the
-    shell's convention, 128 + signal number. In the loop it only sets ``reason``. A second signal always ends the
-    process at once; the last checkpoint is then the newest state.
+    Until :meth:`arm` is called (start-up: there is nothing to save yet) signals act as if it did not exist: they end
+    the process at once, however deep in a library it is. Then the first one only sets ``reason``, and a second one
+    ends the process at once; the last checkpoint is then the newest state. A signal that the process was started to
+    ignore (SIGHUP under ``nohup``) stays ignored.
+
+    Args:
+        budget_s: seconds from now after which the run should stop; None for no limit.
     """
 
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        self.interruptible = True
-        self._previous: dict[int, object] = {}
+    def __init__(self, budget_s: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ends_s = None if budget_s is None else clock() + budget_s
+        self._signal: str | None = None
+        self._previous: dict[signal.Signals, object] = {}
+
+    @property
+    def reason(self) -> str | None:
+        """The signal's name or "train.max_hours"; None as long as the run may go on."""
+        if self._signal is None and self._ends_s is not None and self._clock() >= self._ends_s:
+            return "train.max_hours"
+        return self._signal
+
+    def arm(self) -> None:
+        """From here on a signal is noted instead of ending the process."""
+        for number in STOP_SIGNALS:
+            if number not in self._previous and signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._note)
 
     def __enter__(self) -> "StopRequest":
-        for number in STOP_SIGNALS:
-            self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -31,14 +49,11 @@ class StopRequest:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        self._previous.clear()
 
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if self.reason is not None:
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self._signal is not None:
             os._exit(128 + number)
-        self.reason = name
-        if self.interruptible:
-            sys.exit(128 + number)
-        print(
-            f"\n{name}: finishing this step, then saving. Send it again to stop at once.", file=sys.stderr, flush=True
-        )
+        self._signal = signal.Signals(number).name
+        # Not print: the signal may have come in the middle of another print.
+        os.write(2, f"\n{self._signal}: finishing this step, then saving. Send it again to stop at once.\n".encode())

@@ -1,5 +1,6 @@
 """The whole state of a run as a snapshot, and back, bit for bit."""
 
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from smet_train import __version__
 from smet_train.errors import CheckpointError
 from smet_train.sparse.ledger import sparse_layers
 from smet_train.train.checkpoint import Snapshot
-from smet_train.train.run import Run
+from smet_train.train.run import Run, TrainState
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -83,8 +84,8 @@ def capture(run: Run) -> Snapshot:
         },
         plain={
             "version": __version__,
-            "step": run.state.step,
-            "tokens": run.state.tokens,
+            **asdict(run.state),
+            "guard": run.guard.state_dict(),
             "optimizer": optimizer_plain,
             "topology": run.topology.state_dict(),
             "data": run.batches.state_dict(),
@@ -112,7 +113,8 @@ def restore(run: Run, snapshot: Snapshot, *, same_folder: bool) -> None:
         run.topology.load_state_dict(plain["topology"], snapshot.tensors["topology"])
         run.batches.load_state_dict(plain["data"])
         run.spikes.load_state_dict(plain["spikes"])
-        run.state.step, run.state.tokens = plain["step"], plain["tokens"]
+        run.guard.load_state_dict(plain["guard"])
+        run.state = TrainState(**{item.name: plain[item.name] for item in fields(TrainState)})
         run.fresh = False
         if same_folder:
             run.metrics.truncate(plain["metrics_bytes"])

@@ -16,7 +16,7 @@ from smet_train.build import build_data, build_optimizer, build_run
 from smet_train.config.schema import Config
 from smet_train.sparse.ledger import measure
 from smet_train.sparse_model import build_sparse_model
-from smet_train.train.loop import take_step
+from smet_train.train.loop import take_sound_step
 from smet_train.train.signals import StopRequest
 
 QuickConfig = Callable[..., Config]
@@ -100,7 +100,7 @@ def test_a_planned_run_holds_what_a_real_one_holds(
         live.ignore([*held, windows])
         batches: Any = repeat(windows)
         with live:
-            take_step(replace(run, batches=batches))
+            take_sound_step(replace(run, batches=batches))
         held_bytes = sum(tensor.numel() * tensor.element_size() for tensor in held)
         bytes_of = {row.kind: row.bytes for row in rows}
         topology = bytes_of.get("exploration", 0)

@@ -12,22 +12,35 @@ from smet_train.train.signals import STOP_SIGNALS, StopRequest
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_the_first_signal_is_noted_in_the_loop(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_signal_is_noted_in_the_loop(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(number)
     with StopRequest() as stop:
-        stop.interruptible = False
+        stop.arm()
+        stop.arm()
         assert stop.reason is None
         os.kill(os.getpid(), number)
         assert stop.reason == number.name
     assert signal.getsignal(number) is before
-    assert f"{number.name}: finishing this step, then saving" in capsys.readouterr().err
+    assert f"{number.name}: finishing this step, then saving" in capfd.readouterr().err
+
+
+def killed(code: str) -> int:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+    return done.returncode
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_during_start_up_it_ends_the_process(number: signal.Signals) -> None:
-    with pytest.raises(SystemExit) as caught, StopRequest():
-        os.kill(os.getpid(), number)
-    assert caught.value.code == 128 + number
+    code = f"""
+import os, signal
+from smet_train.train.signals import StopRequest
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the command line does
+with StopRequest():
+    os.kill(os.getpid(), {int(number)})
+    print("still here")
+"""
+    assert killed(code) == -number
 
 
 def test_a_second_signal_ends_at_once() -> None:
@@ -35,14 +48,34 @@ def test_a_second_signal_ends_at_once() -> None:
 import os, signal
 from smet_train.train.signals import StopRequest
 with StopRequest() as stop:
-    stop.interruptible = False
+    stop.arm()
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGINT)
     print("still here")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 128 + signal.SIGINT
-    assert done.stdout == ""
+    assert killed(code) == 128 + signal.SIGINT
+
+
+def test_what_is_ignored_from_the_start_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            stop.arm()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.reason is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_budget_is_a_reason_from_its_end_on_and_a_signal_goes_before_it() -> None:
+    now_s = 100.0
+    with StopRequest(60.0, clock=lambda: now_s) as stop:
+        stop.arm()
+        assert stop.reason is None
+        now_s = 160.0
+        assert stop.reason == "train.max_hours"
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason == "SIGTERM"
 
 
 def test_a_folder_has_one_holder_and_the_lock_dies_with_it(tmp_path: Path) -> None:
