@@ -1,0 +1,208 @@
+"""SIGKILL at any moment: the same command typed again ends with the bits of a run that was never killed."""
+
+import gzip
+import itertools
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from smet_train.config.schema import Config
+from tests.conftest import make_documents
+from tests.faults.trials import KillInSave, digest, end, kill_within, output, run, start
+
+QuickConfig = Callable[..., Config]
+STEPS = 12
+
+DENSITIES = ("1", "0.5", "0.1", "0.05")
+LAYOUTS = {
+    "values": ["sparsity.block_size=1"],
+    "blocks": ["sparsity.block_size=8"],
+}
+PRECISIONS = ("fp32", "bf16", "bf16_mixed")
+SOURCES = ("text", "jsonl.gz", "parquet", "python_source")
+CASES = list(itertools.product(DENSITIES, LAYOUTS, PRECISIONS))
+
+
+def write_source(kind: str, folder: Path) -> list[str]:
+    """Overrides that read 3 shards of ``kind`` in ``folder``."""
+    if kind == "python_source":
+        return ["data=python_source", "data.files=[]", "data.text_unit=paragraph"]
+    for number in range(3):
+        documents = make_documents(60, seed=number)
+        if kind == "text":
+            (folder / f"{number}.txt").write_text("\n".join(documents), encoding="utf-8")
+        elif kind == "jsonl.gz":
+            with gzip.open(folder / f"{number}.jsonl.gz", "wt", encoding="utf-8") as file:
+                file.writelines(json.dumps({"text": text}) + "\n" for text in documents)
+        else:
+            pq.write_table(pa.table({"text": documents}), folder / f"{number}.parquet")
+    name = kind.removesuffix(".gz")
+    unit = ["data.text_unit=line"] if kind == "text" else ["data.text_unit=paragraph"]
+    return [f"data={name}", f"data.files=['{folder}/*.{kind.replace('text', 'txt')}']", *unit]
+
+
+@pytest.fixture
+def configure(quick_config: QuickConfig, tmp_path: Path) -> Callable[..., Config]:
+    """A run of 12 steps over three shards, with a save every 3 steps, a topology update every 4."""
+
+    def make(source: str, *overrides: str) -> Config:
+        return quick_config(
+            "model.layers=1",
+            "model.intermediate_size=64",
+            f"train.steps={STEPS}",
+            "train.eval_interval=5",
+            "checkpoint.interval=3",
+            "checkpoint.keep=2",
+            "topology.interval=4",
+            "tracking.probe_windows=1",
+            *write_source(source, tmp_path),
+            *overrides,
+        )
+
+    return make
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "number" in metafunc.fixturenames:
+        numbers = range(0, len(CASES), 1 if metafunc.config.getoption("--faults") == "all" else 7)
+        metafunc.parametrize("number", numbers, ids=[" ".join(CASES[number]) for number in numbers])
+
+
+def test_a_killed_run_ends_as_one_that_was_not(
+    configure: Callable[..., Config], tmp_path: Path, campaign: Any, number: int
+) -> None:
+    density, layout, precision = CASES[number]
+    config = configure(
+        SOURCES[number % len(SOURCES)],
+        f"sparsity.density={density}",
+        f"train.precision={precision}",
+        f"train.micro_batch_size={(4, 2, 1)[number % 3]}",
+        f"method={('smet', 'set', 'smet_rigl', 'static')[number // 2 % 4]}",
+        *LAYOUTS[layout],
+    )
+    whole = tmp_path / "whole"
+    started_s = time.monotonic()
+    assert run(config, whole) == 0, output(whole)
+    longest_s, expected = time.monotonic() - started_s, digest(whole, STEPS)
+
+    with campaign("SIGKILL at a random moment, resumed: exact", part=str(number)) as tally:
+        for draw in tally.draws(few=2, every=30):
+            folder = tmp_path / f"killed {tally.tried}"
+            kill_within(start(config, folder), longest_s, draw)
+            tally.note(resumed(config, folder, expected))
+    with campaign("SIGKILL inside a save or a rotation, resumed: exact", part=str(number)) as tally:
+        for draw in tally.draws(few=2, every=13):
+            folder = tmp_path / f"killed in a save {tally.tried}"
+            died = run(config, folder, KillInSave(draw.randint(1, 4), draw.random() * 0.03))
+            tally.note(resumed(config, folder, expected) if died in (0, -signal.SIGKILL) else output(folder))
+
+
+def resumed(config: Config, folder: Path, expected: str) -> str | None:
+    """Type the same command again; what is wrong with its result, if anything."""
+    if run(config, folder) != 0:
+        return output(folder)
+    found = None if digest(folder, STEPS) == expected else f"{folder} ends differently"
+    shutil.rmtree(folder)
+    return found
+
+
+def test_a_checkpoint_of_every_step_leads_to_the_same_end(
+    configure: Callable[..., Config], tmp_path: Path, campaign: Any
+) -> None:
+    steps = 60
+    config = configure("text", f"train.steps={steps}", "checkpoint.interval=1", "checkpoint.keep=100")
+    whole = tmp_path / "whole"
+    assert run(config, whole) == 0, output(whole)
+    expected = digest(whole, steps)
+    with campaign("a checkpoint of every one of 60 steps, resumed: exact") as tally:
+        for step in tally.some(list(range(1, steps + 1)), few=4):
+            folder = tmp_path / f"from {step}"
+            shutil.copytree(whole, folder)
+            for later in range(step + 1, steps + 1):
+                shutil.rmtree(folder / "checkpoints" / f"step_{later:08d}")
+            failed = run(config, folder) != 0
+            tally.note(output(folder) if failed else None if digest(folder, steps) == expected else f"step {step}")
+            shutil.rmtree(folder)
+
+
+def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
+    configure: Callable[..., Config], tmp_path: Path, campaign: Any
+) -> None:
+    steps = 60
+    config = configure("jsonl.gz", f"train.steps={steps}", "checkpoint.interval=2")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    started_s = time.monotonic()
+    assert run(config, whole) == 0, output(whole)
+    longest_s = time.monotonic() - started_s
+    with campaign("one run killed 25 times in a row: exact") as tally:
+        kills = list(tally.draws(few=4, every=25))
+        for draw in kills:
+            kill_within(start(config, broken), longest_s / 3, draw)
+        failed = run(config, broken) != 0
+        tally.note(output(broken) if failed else None if digest(broken, steps) == digest(whole, steps) else "differs")
+
+
+def test_a_finished_run_extended_is_a_longer_run(
+    configure: Callable[..., Config], tmp_path: Path, campaign: Any
+) -> None:
+    constant = ["optimizer.schedule=constant", "optimizer.warmup_fraction=0", "topology.drop_schedule=constant"]
+    short, long = (
+        configure("text", "train.eval_interval=4", *constant, f"train.steps={steps}") for steps in (STEPS, 2 * STEPS)
+    )
+    with campaign("a finished run extended to twice its length: exact") as tally:
+        assert run(short, tmp_path / "extended") == 0
+        assert run(long, tmp_path / "extended") == 0
+        assert run(long, tmp_path / "straight") == 0
+        ends = [_last_tensors(tmp_path / name) for name in ("extended", "straight")]
+        tally.note(None if ends[0] == ends[1] else "the weights differ")
+
+
+def _last_tensors(folder: Path) -> dict[str, bytes]:
+    path = folder / "checkpoints" / f"step_{2 * STEPS:08d}"
+    return {file.name: file.read_bytes() for file in path.glob("*.safetensors")}
+
+
+class SaveInPlace:
+    """The usual way to save, for comparison: ``torch.save`` over the file of the save before, again and again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self) -> None:
+        state = {str(number): torch.randn(64, 1024) for number in range(20)}
+        while True:
+            torch.save(state, self.path)
+            time.sleep(0.02)
+
+
+def test_control_saving_in_place_loses_runs(configure: Callable[..., Config], tmp_path: Path, campaign: Any) -> None:
+    """Without a temporary name and a rename, a kill leaves a file that can't be read: the trials above can fail."""
+    config = configure("text")
+    with campaign("control: torch.save in place, killed: unreadable", unit="% unreadable") as tally:
+        broken = 0
+        for draw in tally.draws(few=12, every=60):
+            path = tmp_path / "state.pt"
+            process = start(config, tmp_path / "never", SaveInPlace(path))
+            while not path.exists():
+                time.sleep(0.005)
+            time.sleep(0.1 + draw.random() * 0.1)
+            os.kill(process.pid or 0, signal.SIGKILL)
+            end(process)
+            try:
+                torch.load(path)
+            except (RuntimeError, EOFError, OSError):
+                broken += 1
+            path.unlink()
+            tally.note(None)
+        tally.worst = 100 * broken / tally.tried
+    assert broken, "no kill met a save: the control shows nothing"

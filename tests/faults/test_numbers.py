@@ -1,0 +1,203 @@
+"""NaN and infinity in the loss, a gradient, a moment or a weight: none reaches a checkpoint, and kills stay exact."""
+
+import hashlib
+import json
+import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from smet_train.config.schema import Config
+from smet_train.optim import SmetAdamW
+from smet_train.tracking.jsonl import read_events
+from smet_train.train import step as step_module
+from smet_train.train.checkpoint import checkpoint_steps
+from tests.faults.trials import KillInSave, digest, output, run
+
+QuickConfig = Callable[..., Config]
+STEPS = 12
+PLACES = ("loss", "gradient", "moment", "weight")
+POLICIES = {
+    "passed over": ["train.max_bad_steps=2", "train.max_rollbacks=3"],
+    "rolled back": ["train.max_bad_steps=0", "train.max_rollbacks=3"],
+    "stopped": ["train.max_bad_steps=0", "train.max_rollbacks=0"],
+}
+# After a step that went through, only going back helps against a bad moment or weight.
+SKIPPABLE = ("loss", "gradient")
+
+
+def name_of(batch: Tensor) -> str:
+    return hashlib.sha256(batch.numpy().tobytes()).hexdigest()
+
+
+class NoteBatches:
+    """Writes down which micro-batches a run trains on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self) -> None:
+        real = step_module.token_loss
+
+        def note(model: nn.Module, batch: Tensor, precision: str) -> Tensor:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(name_of(batch) + "\n")
+            return real(model, batch, precision)
+
+        step_module.token_loss = note  # type: ignore[assignment]
+
+
+class Poison:
+    """Puts ``bad`` into ``place`` whenever the micro-batch ``batch`` is trained on: as often as that is."""
+
+    def __init__(self, place: str, bad: float, batch: str, seed: float) -> None:
+        self.place = place
+        self.bad = bad
+        self.batch = batch
+        self.seed = seed
+
+    def __call__(self) -> None:
+        real, kept = step_module.token_loss, []
+        make = SmetAdamW.__init__
+
+        def keep(optimizer: SmetAdamW, *arguments: Any, **named: Any) -> None:
+            make(optimizer, *arguments, **named)
+            kept.append(optimizer)
+
+        def poisoned(model: nn.Module, batch: Tensor, precision: str) -> Tensor:
+            if name_of(batch) != self.batch:
+                return real(model, batch, precision)
+            parameters = list(model.parameters())
+            parameter = parameters[int(self.seed * len(parameters))]
+            if self.place == "weight":
+                self._spoil(parameter)
+            elif self.place == "moment":
+                self._spoil(kept[-1].state[parameter]["exp_avg"])
+            elif self.place == "gradient":
+                self._spoil_gradient(parameter)
+            loss = real(model, batch, precision)
+            return loss * self.bad if self.place == "loss" else loss
+
+        SmetAdamW.__init__ = keep  # type: ignore[assignment,method-assign]
+        step_module.token_loss = poisoned  # type: ignore[assignment]
+
+    def _spoil_gradient(self, parameter: Tensor) -> None:
+        def spoil(gradient: Tensor) -> Tensor:
+            hook.remove()
+            return self._spoil(gradient.clone())
+
+        hook = parameter.register_hook(spoil)
+
+    @torch.no_grad()
+    def _spoil(self, tensor: Tensor) -> Tensor:
+        tensor.view(-1)[int(self.seed * tensor.numel())] = self.bad
+        return tensor
+
+
+@pytest.fixture
+def configure(quick_config: QuickConfig) -> Callable[..., Config]:
+    def make(*overrides: str) -> Config:
+        return quick_config(
+            "model.layers=1",
+            "model.intermediate_size=64",
+            f"train.steps={STEPS}",
+            "checkpoint.interval=3",
+            "checkpoint.keep=10",
+            "topology.interval=4",
+            *overrides,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_bad_numbers_reach_no_checkpoint(
+    configure: Callable[..., Config], tmp_path: Path, campaign: Any, policy: str
+) -> None:
+    config, seen = configure(*POLICIES[policy]), tmp_path / "batches.txt"
+    assert run(config, tmp_path / "whole", NoteBatches(seen)) == 0
+    batches = seen.read_text(encoding="utf-8").split()
+    with campaign("NaN or infinity: none in a checkpoint, kills around it exact", part=policy) as tally:
+        for draw in tally.draws(few=2, every=20):
+            place = PLACES[(tally.tried + list(POLICIES).index(policy)) % len(PLACES)]
+            bad = draw.choice([math.nan, math.inf, -math.inf])
+            # not before the first checkpoint, which there must be to go back to
+            poison = Poison(place, bad, draw.choice(batches[2 * 3 : 2 * (STEPS - 1)]), draw.random())
+            wrong = met(config, tmp_path / f"{tally.tried}", policy, place, poison, draw)
+            tally.note(wrong and f"{place} {bad}: {wrong}")
+
+
+def met(config: Config, folder: Path, policy: str, place: str, poison: Poison, draw: Random) -> str | None:
+    """What is wrong with how a run meets bad numbers, and with how it goes on when it is killed meanwhile, if any."""
+    status = run(config, folder, poison)
+    incidents = [json.loads(line) for line in (folder / "incidents.jsonl").read_text(encoding="utf-8").splitlines()]
+    actions = [incident["action"].split()[0] for incident in incidents]
+    for checkpoint in (folder / "checkpoints").iterdir():
+        if not is_finite(checkpoint):
+            return f"{checkpoint} is not finite"
+    if policy == "stopped":
+        if status != 1 or "the newest checkpoint. The bad state is kept in" not in output(folder):
+            return f"it exits with {status}: {output(folder)}"
+        return None if actions == ["ending"] else str(actions)
+    if status != 0:
+        return output(folder)
+    passes, goes_back = actions.count("passed"), actions.count("going")
+    if policy == "passed over" and place in SKIPPABLE and (passes, goes_back) != (1, 0):
+        return str(actions)
+    if not (policy == "passed over" and place in SKIPPABLE) and goes_back != 1:
+        return str(actions)
+    end = read_events(folder / "metrics.jsonl")[-1]
+    if (end["event"], end["reason"], end["step"], end["rollbacks"]) != ("end", "finished", STEPS, goes_back):
+        return str(end)
+    killed = folder / "killed"
+    if run(config, killed, poison, KillInSave(draw.randint(1, 4), draw.random() * 0.02)) not in (0, -signal.SIGKILL):
+        return output(killed)
+    if run(config, killed, poison) != 0:
+        return output(killed)
+    return None if digest(killed, STEPS) == digest(folder, STEPS) else "a kill changes how it ends"
+
+
+def is_finite(checkpoint: Path) -> bool:
+    tensors = [tensor for file in checkpoint.glob("*.safetensors") for tensor in load_file(file).values()]
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point())
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_back_to(configure: Callable[..., Config], tmp_path: Path) -> None:
+    config, seen = configure("train.max_bad_steps=0"), tmp_path / "batches.txt"
+    assert run(config, tmp_path / "whole", NoteBatches(seen)) == 0
+    first = seen.read_text(encoding="utf-8").split()[0]
+    assert run(config, tmp_path / "bad", Poison("loss", math.nan, first, 0.0)) == 1
+    assert "step 1: the loss is nan, and there is no checkpoint to go back to; lower optimizer.lr" in output(
+        tmp_path / "bad"
+    )
+    assert checkpoint_steps(tmp_path / "bad" / "checkpoints") == []
+    assert checkpoint_steps(tmp_path / "bad" / "inspect") == [0]
+
+
+def test_a_fused_step_that_was_half_done_goes_back(configure: Callable[..., Config], tmp_path: Path) -> None:
+    fused = ["train.fused_backward_step=true", "optimizer.grad_clip=0", "train.micro_batch_size=4"]
+    config, seen = configure(*fused), tmp_path / "batches.txt"
+    assert run(config, tmp_path / "whole", NoteBatches(seen)) == 0, output(tmp_path / "whole")
+    batch = seen.read_text(encoding="utf-8").split()[6]
+    for seed, action in ((0.0, "going back to step_00000006"), (0.9999, "passed over")):
+        # the first parameter is updated last in the backward pass, the last one first
+        folder = tmp_path / str(seed)
+        assert run(config, folder, Poison("gradient", math.inf, batch, seed)) == 0, output(folder)
+        (line,) = (folder / "incidents.jsonl").read_text(encoding="utf-8").splitlines()
+        assert json.loads(line)["action"].startswith(action)
+
+
+def test_a_rise_of_the_loss_is_passed_over(configure: Callable[..., Config], tmp_path: Path) -> None:
+    config, seen = configure("train.max_loss_rise=2", "train.steps=14"), tmp_path / "batches.txt"
+    assert run(config, tmp_path / "whole", NoteBatches(seen)) == 0
+    last = seen.read_text(encoding="utf-8").split()[-1]
+    assert run(config, tmp_path / "risen", Poison("loss", 3.0, last, 0.0)) == 0, output(tmp_path / "risen")
+    (line,) = (tmp_path / "risen" / "incidents.jsonl").read_text(encoding="utf-8").splitlines()
+    assert "more than train.max_loss_rise=2 above" in json.loads(line)["what"]

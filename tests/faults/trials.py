@@ -1,0 +1,133 @@
+"""Runs in processes of their own, forked from one that has everything imported; what they leave, as one digest."""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from smet_train import job
+from smet_train.config.schema import Config
+from smet_train.errors import SmetError
+from smet_train.tracking.jsonl import read_events
+from smet_train.tracking.names import TIME_FIELDS
+from smet_train.train import loop
+from smet_train.train.run import Run
+
+_MEASURED_BYTES = ("rss_bytes", "device_bytes")  # what the machine says of the process
+_LONGEST_S = 120
+
+# What a child does before it trains: patch something. Pickled, so a function of a module.
+Hook = Callable[[], None]
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.faults.warm"])
+
+
+def start(config: Config, folder: Path, *hooks: Hook) -> BaseProcess:
+    """Train ``config`` in ``folder`` as the command line would, in a child, its output in console.log."""
+    process = _context.Process(target=_child, args=(config, folder, hooks))
+    process.start()
+    return process
+
+
+def run(config: Config, folder: Path, *hooks: Hook) -> int:
+    """The exit status of :func:`start`, waited for."""
+    process = start(config, folder, *hooks)
+    return end(process)
+
+
+def end(process: BaseProcess) -> int:
+    """Wait for a child; one that hangs is killed and fails the test."""
+    process.join(_LONGEST_S)
+    assert process.exitcode is not None, process.kill()  # type: ignore[func-returns-value]
+    return process.exitcode
+
+
+def _child(config: Config, folder: Path, hooks: tuple[Hook, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the command line does
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "console.log").open("a", encoding="utf-8") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    job.plan_bytes = lambda *_: {}  # half of a trial's time, and no part of what is tried
+    for hook in hooks:
+        hook()
+    try:
+        status = job.run_training(config, folder, Console(file=io.StringIO()))
+    except SmetError as error:
+        print(f"smet-train: {error}", file=sys.stderr, flush=True)
+        status = error.exit_status
+    sys.exit(status)
+
+
+def digest(folder: Path, step: int) -> str:
+    """SHA-256 of all that a run has made: weights, index, moments, ages, schedule, random state, position in the data
+    (all of the checkpoint of ``step``), and metrics.jsonl without what depends on the clock."""
+    found = hashlib.sha256()
+    path = folder / "checkpoints" / f"step_{step:08d}"
+    names = sorted(file.name for file in path.glob("*.safetensors"))
+    found.update(repr(names).encode())
+    for name in names:
+        found.update((path / name).read_bytes())
+    plain = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    kept = {key: value for key, value in plain.items() if key not in ("metrics_bytes", "config")}
+    found.update(json.dumps([kept, trace(folder)], sort_keys=True).encode())
+    return found.hexdigest()
+
+
+def trace(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run without what depends on the clock and on the machine's memory."""
+    return [
+        {key: value for key, value in event.items() if key not in TIME_FIELDS and not key.endswith(_MEASURED_BYTES)}
+        for event in read_events(folder / "metrics.jsonl")
+    ]
+
+
+def output(folder: Path) -> str:
+    return (folder / "console.log").read_text(encoding="utf-8")
+
+
+class KillInSave:
+    """SIGKILL at a moment of the ``number``-th save, ``delay_s`` after its beginning, whatever is being done then."""
+
+    def __init__(self, number: int, delay_s: float) -> None:
+        self.number = number
+        self.delay_s = delay_s
+
+    def __call__(self) -> None:
+        saved, calls = loop.save, 0
+
+        def save(of: Run) -> bool:
+            nonlocal calls
+            calls += 1
+            if calls == self.number:
+                threading.Thread(target=self._kill, daemon=True).start()
+            return saved(of)
+
+        sys.setswitchinterval(1e-5)
+        loop.save = save  # type: ignore[assignment]
+
+    def _kill(self) -> None:
+        time.sleep(self.delay_s)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_within(process: BaseProcess, longest_s: float, draw: Random) -> None:
+    """SIGKILL at a random moment of the next ``longest_s`` seconds."""
+    process.join(draw.random() * longest_s)
+    process.kill()
+    process.join()
