@@ -14,6 +14,7 @@ from smet_train.config.schema import Config
 from smet_train.config.unread import without_effect
 from smet_train.data.cache import default_cache_dir
 from smet_train.data.loader import BatchLoader
+from smet_train.data.rules import ReadRules
 from smet_train.data.sources import Source, SourceSpec, open_source
 from smet_train.data.stream import TokenWindows
 from smet_train.data.tokenizer import TextTokenizer, prepare_tokenizer
@@ -73,7 +74,15 @@ def build_data(config: Config, tokenizer_file: Path | None) -> Data:
             split=config.data.split,
             text_field=config.data.text_field,
             text_unit=config.data.text_unit.name,
-        )
+            rules=ReadRules(
+                on_bad=config.data.on_bad.name,
+                max_bad_fraction=config.data.max_bad_fraction,
+                max_document_bytes=config.data.max_document_bytes,
+                retries=config.data.retries,
+            ),
+            allow_changed_source=config.data.allow_changed_source,
+        ),
+        cache_dir,
     )
     log.info("data: %s", source.description)
     tokenizer = prepare_tokenizer(
@@ -100,6 +109,7 @@ def build_data(config: Config, tokenizer_file: Path | None) -> Data:
         seed=config.seed,
         shuffle_documents=config.data.shuffle_documents,
         validation_fraction=config.data.validation_fraction,
+        allow_changed_source=config.data.allow_changed_source,
     )
     batches = BatchLoader(
         windows, micro_batch_size=config.train.micro_batch_size, prefetch_batches=config.data.prefetch_batches

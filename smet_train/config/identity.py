@@ -25,6 +25,8 @@ VOLATILE_KEYS = (
     "tracking.",
     "data.prefetch_batches",
     "data.cache_dir",
+    "data.retries",
+    "data.allow_changed_source",
     "debug.",
 )
 

@@ -30,6 +30,11 @@ class TextUnit(Enum):
     line = "line"
 
 
+class OnBad(Enum):
+    error = "error"
+    skip = "skip"
+
+
 class Backend(Enum):
     auto = "auto"
     densify = "densify"
@@ -147,6 +152,13 @@ class DataConfig:
     validation_fraction: float = setting("fraction of the documents held out", 0.01, above=0, below=1)
     prefetch_batches: int = setting("micro-batches read ahead", 4, at_least=0)
     cache_dir: str | None = setting("folder of tokenizers and validation windows; null = the user's cache", None)
+    on_bad: OnBad = setting("documents and files that can't be read: end the run, or leave them out", OnBad.error)
+    max_bad_fraction: float = setting(
+        "documents of an epoch that may be bad before the run ends after all (skip)", 0.01, at_least=0, at_most=1
+    )
+    max_document_bytes: int = setting("bytes from which a document (jsonl: line) is bad", 50_000_000, at_least=1)
+    retries: int = setting("further tries after a lost connection or a failing disk, ever later", 5, at_least=0)
+    allow_changed_source: bool = setting("go on in files that changed since the checkpoint was written", False)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
 
 

@@ -16,11 +16,12 @@ _UNSHUFFLED_BLOCK = 256
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a block begins: epoch, number in the epoch, and datasets' state there (None at an epoch's start)."""
+    """Where a block begins: epoch, number in the epoch, and the source's state there (None at an epoch's start)."""
 
     epoch: int = 0
     block: int = 0
     state: State | None = None
+    left_out: int = 0  # bad documents before the block, over all epochs
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +70,25 @@ class BlockReader:
                 )
             position = following
 
+    def end(self) -> None:
+        """Wait for nothing any more; for another thread."""
+        stream = self._stream
+        if stream is not None:
+            stream.end()
+
     def _read_rows(self, position: Position) -> tuple[list[str], Position]:
         if self._stream is None or self._at != position:
             order = (self._seed, position.epoch) if self._shuffled else None
             self._stream = self._source.documents(order, position.state)
+        self._at = None  # nowhere, if it fails
+        bad = self._stream.bad
         rows = list(islice(self._stream, self._rows))
+        left_out = position.left_out + self._stream.bad - bad
         if len(rows) < self._rows:
-            following = Position(position.epoch + 1)
+            following = Position(position.epoch + 1, left_out=left_out)
             self._stream = None
         else:
-            following = Position(position.epoch, position.block + 1, self._stream.state_dict())
+            following = Position(position.epoch, position.block + 1, self._stream.state_dict(), left_out)
         self._at = following
         return rows, following
 

@@ -1,27 +1,19 @@
-"""Local files and URLs of a source: globs expanded, heads checked, contents fingerprinted."""
+"""Local files and URLs of a source: globs expanded, heads checked."""
 
 import codecs
 import glob
-import hashlib
-import locale
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import fsspec
-
+from smet_train.data.opened import COMPRESSED, Damaged, read_chunks
+from smet_train.data.remote import is_url
 from smet_train.errors import DataError
 
 log = logging.getLogger(__name__)
 
 HEAD_BYTES = 64 * 1024
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
-
-
-def is_url(name: str) -> bool:
-    """Whether ``name`` is fetched over http(s) instead of from a disk."""
-    return name.startswith(("http://", "https://"))
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
@@ -50,41 +42,55 @@ def _expand_local(pattern: str) -> list[str]:
     return matches
 
 
-def readable_files(names: Iterable[str], check_head: Callable[[str, bytes], None]) -> list[str]:
-    """``names`` without the empty files, the head of every local file checked by ``check_head(name, head)``.
+def readable_files(names: Iterable[str], check_head: Callable[[str, bytes], None] | None) -> list[str]:
+    """``names``, if not all of them are empty; the head of every local file checked by ``check_head(name, head)``.
 
     Raises:
-        DataError: if a file can't be read or decompressed, if its head is wrong, or if all files are empty.
+        DataError: if a file can't be read, if its head is damaged or wrong (with ``check_head`` alone), or if all
+            files are empty.
     """
     names = list(names)
-    kept = []
+    empty = 0
     for name in names:
-        head = None if is_url(name) else read_head(name)
-        if head == b"":
+        if is_url(name):
             continue
-        if head is not None:
+        head = read_head(name) if check_head else _first_byte(name)
+        empty += not head
+        if head and check_head:
             check_head(name, head)
-        kept.append(name)
-    if not kept:
+    if empty == len(names):
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise DataError(f"data.files: {names[0]}{more}: the file is empty, there is nothing to train on")
-    if len(kept) < len(names):
-        log.warning("data: left out %d empty files of %d", len(names) - len(kept), len(names))
-    return kept
+    if empty:
+        log.warning("data: left out %d empty files of %d", empty, len(names))
+    return names
+
+
+def _first_byte(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(1)
+    except OSError as error:
+        raise DataError(f"data.files: {path} can't be read: {error}") from error
 
 
 def read_head(path: str) -> bytes:
-    """The first 64 KiB of a local file, decompressed by its name's ending."""
+    """The first 64 KiB of a local file, decompressed by its name's ending.
+
+    Raises:
+        DataError: if it can't be read or decompressed.
+    """
+    if not _first_byte(path):
+        return b""
+    head = b""
     try:
-        with fsspec.open(path, "rb", compression="infer") as file:
-            return bytes(file.read(HEAD_BYTES))
-    except EOFError:
-        # A compressed file that was cut short, or one of no bytes at all.
-        if os.path.getsize(path) == 0:
-            return b""
-        raise DataError(f"data.files: {path} is cut short: its compressed content ends too early") from None
-    except Exception as error:  # each compression library has exceptions of its own
-        raise DataError(f"data.files: {path} can't be read: {error}") from error
+        for chunk in read_chunks(path):
+            head += chunk
+            if len(head) >= HEAD_BYTES:
+                break
+    except (Damaged, OSError) as error:
+        raise DataError(f"data.files: {path} can't be read: {error}; mend it, or write data.on_bad=skip") from error
+    return head[:HEAD_BYTES]
 
 
 def check_text_head(name: str, head: bytes) -> None:
@@ -92,13 +98,15 @@ def check_text_head(name: str, head: bytes) -> None:
     if b"\0" in head:
         raise DataError(
             f"data.files: {name} is not text: a NUL byte lies in its first 64 KiB. Is it binary, UTF-16, or compressed "
-            f"without the usual ending ({', '.join(_COMPRESSED)})?"
+            f"without the usual ending ({', '.join(COMPRESSED)})?"
         )
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < HEAD_BYTES)
     except UnicodeDecodeError as error:
+        line = head.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"data.files: {name} is not UTF-8 text (byte {error.start}: {error.reason}); convert it"
+            f"data.files: {name} line {line}: it is not UTF-8 text ({error.reason}); convert it, or write "
+            "data.on_bad=skip"
         ) from None
 
 
@@ -106,42 +114,6 @@ def check_parquet_head(name: str, head: bytes) -> None:
     """Raises DataError if ``head`` is not the beginning of a Parquet file."""
     if not head.startswith(b"PAR1"):
         raise DataError(f"data.files: {name} is not a Parquet file (it doesn't begin with PAR1)")
-
-
-def check_locale(names: Iterable[str]) -> None:
-    """Raises DataError where compressed or remote text would be decoded by the locale instead of as UTF-8.
-
-    ``datasets`` passes an encoding on to plain local files only.
-    """
-    encoding = locale.getpreferredencoding(False)
-    if codecs.lookup(encoding).name != "utf-8" and any(is_url(n) or n.endswith(_COMPRESSED) for n in names):
-        raise DataError(
-            f"compressed and remote text is decoded by the locale, which is {encoding} here; set PYTHONUTF8=1 and try "
-            "again"
-        )
-
-
-def fingerprint(names: Sequence[str], settings: str) -> str:
-    """SHA-256 over ``settings`` and, per file, its name, size, head and tail; of a URL the name only.
-
-    Local names count from the files' common folder, so that a corpus may be moved.
-    """
-    local = [name for name in names if not is_url(name)]
-    root = os.path.commonpath([os.path.dirname(name) for name in local]) if local else ""
-    digest = hashlib.sha256(settings.encode())
-    for name in names:
-        digest.update(b"\0file\0" + (name if is_url(name) else os.path.relpath(name, root)).encode())
-        if not is_url(name):
-            digest.update(_head_and_tail(name))
-    return digest.hexdigest()
-
-
-def _head_and_tail(path: str) -> bytes:
-    size_bytes = os.path.getsize(path)
-    with open(path, "rb") as file:
-        head = file.read(HEAD_BYTES)
-        file.seek(max(0, size_bytes - HEAD_BYTES))
-        return f"\0{size_bytes}\0".encode() + hashlib.sha256(head + file.read()).digest()
 
 
 def describe_files(names: Sequence[str]) -> str:

@@ -1,19 +1,31 @@
 """What is fetched from the Hugging Face hub, and how its failures read."""
 
 import logging
-from collections.abc import Iterator
+import lzma
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from gzip import BadGzipFile
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
+import numpy as np
+import pyarrow as pa
 from datasets import IterableDataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from smet_train.data.documents import State, is_blank
+from smet_train.data.records import text_of
+from smet_train.data.retry import Retries
+from smet_train.data.rules import Fault, ReadRules, Tally
 from smet_train.errors import DataError
 
 log = logging.getLogger(__name__)
 
+# What a damaged file raises; anything else may be the network.
+_BAD_CONTENT = (ValueError, EOFError, BadGzipFile, zlib.error, lzma.LZMAError, pa.ArrowException)
 _LOCAL_DATA = "data.source=python_source, text, jsonl and parquet need no network"
 
 
@@ -77,3 +89,86 @@ def fetch_tokenizer(name: str) -> Path:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:500]
+
+
+def shuffle_shards(dataset: IterableDataset, order: tuple[int, int]) -> IterableDataset:
+    """``dataset`` with its shards permuted by ``order`` = (seed, epoch), rows in their order within a shard.
+
+    A buffer of one row and of one shard holds nothing, so the position stays exact.
+    """
+    return dataset.shuffle(generator=np.random.default_rng(order), buffer_size=1, max_buffer_input_shards=1)
+
+
+class HubStream:
+    """A :class:`~smet_train.data.documents.DocumentStream` over a data set of the hub; the position is datasets' own.
+
+    Args:
+        make: a fresh data set, in the order of the pass.
+        field: the column with the text, among ``columns``.
+        name: the data set, for messages.
+        state: of an earlier stream over the same data set in the same order, to go on after it.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], IterableDataset],
+        *,
+        field: str,
+        columns: Sequence[str],
+        name: str,
+        rules: ReadRules,
+        told: set[str],
+        state: State | None,
+    ) -> None:
+        self._make = make
+        self._field = field
+        self._columns = columns
+        self._name = name
+        self._tally = Tally(rules, told, (state["good"], state["bad"]) if state else (0, 0))
+        self._retries = Retries(rules.retries)
+        self._open(state["at"] if state else None)
+
+    def __iter__(self) -> "HubStream":
+        return self
+
+    def __next__(self) -> str:
+        while True:
+            row = self._next_row()
+            text = text_of(row, self._field, self._columns, f"row {self._tally.good + self._tally.bad + 1}")
+            if isinstance(text, Fault):
+                self._tally.note(self._name, text)
+            elif not is_blank(text):
+                self._tally.good += 1
+                return text
+
+    def state_dict(self) -> State:
+        return {"at": self._dataset.state_dict(), "good": self._tally.good, "bad": self._tally.bad}
+
+    @property
+    def bad(self) -> int:
+        return self._tally.bad
+
+    def end(self) -> None:
+        self._retries.end()
+
+    def _open(self, at: State | None) -> None:
+        self._dataset = self._make()
+        if at is not None:
+            self._dataset.load_state_dict(at)
+        self._rows = iter(self._dataset)
+
+    def _next_row(self) -> dict[str, Any]:
+        while True:
+            at = self._dataset.state_dict()
+            try:
+                row: dict[str, Any] = next(self._rows)
+            except StopIteration:
+                raise
+            except Exception as error:  # the boundary to datasets, fsspec and pyarrow, each with its own exceptions
+                if isinstance(error, _BAD_CONTENT):
+                    raise DataError(f"can't read {self._name}: {type(error).__name__}: {_one_line(error)}") from error
+                self._retries.wait(self._name, error)
+                self._open(at)
+                continue
+            self._retries.worked()
+            return row

@@ -118,12 +118,13 @@ class _Reader:
             daemon=True,
         )
         # Runs at exit too: a thread inside pyarrow or tokenizers while the interpreter is torn down prints noise.
-        self.stop = weakref.finalize(self, _stop, thread, stopping)
+        self.stop = weakref.finalize(self, _stop, thread, stopping, windows)
         thread.start()
 
 
-def _stop(thread: threading.Thread, stopping: threading.Event) -> None:
+def _stop(thread: threading.Thread, stopping: threading.Event, windows: TokenWindows) -> None:
     stopping.set()
+    windows.end()
     thread.join()
 
 

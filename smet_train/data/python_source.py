@@ -26,11 +26,10 @@ _LEFT_OUT = {
 
 @dataclass(frozen=True, slots=True)
 class PythonFiles:
-    """Paths in a fixed, mixed order, their size and the SHA-256 of their names and contents."""
+    """Paths in a fixed, mixed order, and the size of all."""
 
     paths: tuple[str, ...]
     size_bytes: int
-    fingerprint: str
 
 
 # A whole file fills many training windows, and batches of one file teach little.
@@ -66,11 +65,10 @@ def find_python_files(root: Path | None = None) -> PythonFiles:
     """
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
     relative = sorted(_walk(root, ""), key=lambda name: hashlib.sha256(name.encode()).digest())
-    digest, paths, size_bytes = hashlib.sha256(), [], 0
+    paths, size_bytes = [], 0
     for name in relative:
         content = (root / name).read_bytes()
         if content and _is_utf8(content):
-            digest.update(f"{name}\0{len(content)}\0".encode() + content)
             paths.append(str(root / name))
             size_bytes += len(content)
     if not paths:
@@ -78,7 +76,7 @@ def find_python_files(root: Path | None = None) -> PythonFiles:
             f"data.source=python_source: {root} holds no .py file; this interpreter ships without its library's "
             "source. Write data.source=text data.files=[...] instead"
         )
-    return PythonFiles(tuple(paths), size_bytes, digest.hexdigest())
+    return PythonFiles(tuple(paths), size_bytes)
 
 
 def _walk(root: Path, prefix: str) -> Iterator[str]:

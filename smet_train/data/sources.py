@@ -1,21 +1,23 @@
-"""Sources of documents, all of them streamed through ``datasets``: one class, opened from a description."""
+"""Sources of documents: one class, opened from a description."""
 
-import glob
 import hashlib
 import pickle
-import tempfile
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import datasets
-from datasets import IterableDataset, load_dataset
+from datasets import IterableDataset
 
 from smet_train.data import files
-from smet_train.data.documents import DocumentStream, Row, State, read_field, read_json_line, read_line, shuffle_shards
-from smet_train.data.hub import open_hub
-from smet_train.data.python_source import find_python_files, split_source
+from smet_train.data.documents import DocumentStream, State
+from smet_train.data.hub import HubStream, open_hub, shuffle_shards
+from smet_train.data.manifest import Manifest, find_change, take_manifest
+from smet_train.data.python_source import find_python_files
+from smet_train.data.records import FileReader, jsonl_reader, parquet_reader, python_reader, text_reader
+from smet_train.data.rules import ReadRules
+from smet_train.data.shards import FileSet, ShardStream
 from smet_train.errors import DataError
 
 
@@ -30,43 +32,60 @@ class SourceSpec:
     split: str = "train"  # of the hub data set
     text_field: str = "text"  # column of jsonl, parquet and hub
     text_unit: str = "paragraph"  # what is a document in a text file: document, paragraph or line
+    rules: ReadRules = field(default_factory=ReadRules)
+    allow_changed_source: bool = False
+
+
+Opener = Callable[[tuple[int, int] | None, State | None], DocumentStream]
 
 
 @dataclass(frozen=True)
 class Source:
     """An opened source: any number of passes over its documents.
 
-    ``fingerprint`` is a SHA-256 (hex) of what identifies the content: names, sizes, heads and tails of local files,
-    names alone of URLs and hub data sets. ``description`` is one line for a person.
+    ``identity`` is a SHA-256 (hex) of what is read and how, ``files`` what is known of its files' contents (see
+    Manifest.packed; None for the hub, where the name is all), ``fingerprint`` a SHA-256 of both. ``description`` is
+    one line for a person.
     """
 
-    fingerprint: str
+    identity: str
     description: str
     name: str
-    _dataset: bytes = field(repr=False)  # pickled, as datasets' own workers get it
-    _read_text: Callable[[Row], str] = field(repr=False)
-    _shards: tuple[str, ...] = field(default=(), repr=False)
+    _open: Opener = field(repr=False)
+    _manifest: Manifest | None = field(default=None, repr=False)
+    _retake: Callable[[bool], Manifest] | None = field(default=None, repr=False)
+
+    @property
+    def files(self) -> dict[str, Any] | None:
+        return None if self._manifest is None else self._manifest.packed
+
+    @property
+    def fingerprint(self) -> str:
+        digest = "" if self._manifest is None else self._manifest.digest
+        return hashlib.sha256(f"{self.identity} {digest}".encode()).hexdigest()
 
     def documents(self, order: tuple[int, int] | None = None, state: State | None = None) -> DocumentStream:
         """One pass over the documents: shards in order, or permuted by ``order`` = (seed, epoch); from ``state`` on."""
-        # Iterables of datasets carry their position, so two passes must not share one. copy.deepcopy fails in a second
-        # thread, where opening file systems changes a dictionary that it is copying.
-        dataset = pickle.loads(self._dataset)
-        if order is not None:
-            dataset = shuffle_shards(dataset, order)
-        return DocumentStream(dataset, self._read_text, where=self.name, shards=self._shards, order=order, state=state)
+        return self._open(order, state)
+
+    def change_since(self, saved: dict[str, Any] | None) -> str | None:
+        """What of the files has changed since ``saved`` was their ``files``, naming one; None if nothing has."""
+        if saved is None or self._manifest is None or self._retake is None:
+            return None
+        return find_change(saved, self._manifest, self._retake)
 
 
-def open_source(spec: SourceSpec) -> Source:
+def open_source(spec: SourceSpec, cache_dir: Path | None = None) -> Source:
     """Open a source and read its first document, so that most mistakes show before anything is built.
+
+    Args:
+        cache_dir: where hashes of files are remembered; None: nowhere.
 
     Raises:
         DataError: naming the setting, file or data set that is missing, unreadable, or without text; ``exit_status``
             is 1 where the network is at fault.
     """
-    # Bars of library calls that the user didn't make.
-    datasets.disable_progress_bars()
-    openers: dict[str, Callable[[SourceSpec], Source]] = {
+    openers: dict[str, Callable[[SourceSpec, Path | None], Source]] = {
         "python_source": _open_python_source,
         "text": _open_text,
         "jsonl": _open_jsonl,
@@ -75,68 +94,109 @@ def open_source(spec: SourceSpec) -> Source:
     }
     if spec.kind not in openers:
         raise DataError(f"data.source={spec.kind} is unknown; write one of {', '.join(openers)}")
-    source = openers[spec.kind](spec)
-    if next(source.documents(), None) is None:
-        raise DataError(f"{source.name} holds no text: every document is empty")
+    source = openers[spec.kind](spec, cache_dir)
+    documents = source.documents()
+    if next(documents, None) is None:
+        last = getattr(documents, "last_fault", "")
+        raise DataError(f"{source.name} holds no text: every document is empty{last and f' or bad; the last: {last}'}")
     return source
 
 
-def _open_python_source(spec: SourceSpec) -> Source:
+def _open_python_source(spec: SourceSpec, cache_dir: Path | None) -> Source:
     found = find_python_files()
-    # As many shards as files makes a full shuffle; load_dataset takes 15 times as long to open and read them.
-    dataset = IterableDataset.from_generator(_read_pieces, gen_kwargs={"paths": list(found.paths)})
+    description = (
+        f"the Python standard library's source: {len(found.paths)} files, {files.human_bytes(found.size_bytes)}"
+    )
+    return _file_source(spec, found.paths, python_reader, cache_dir, "data.source=python_source", description)
+
+
+def _open_text(spec: SourceSpec, cache_dir: Path | None) -> Source:
+    names = files.readable_files(_expand(spec), None if _skips(spec) else files.check_text_head)
+    reader = text_reader(spec.text_unit, spec.rules.max_document_bytes)
+    return _file_source(spec, names, reader, cache_dir, settings=spec.text_unit)
+
+
+def _open_jsonl(spec: SourceSpec, cache_dir: Path | None) -> Source:
+    names = files.readable_files(_expand(spec), None if _skips(spec) else files.check_text_head)
+    reader = jsonl_reader(spec.text_field, spec.rules.max_document_bytes)
+    return _file_source(spec, names, reader, cache_dir, settings=spec.text_field)
+
+
+def _open_parquet(spec: SourceSpec, cache_dir: Path | None) -> Source:
+    names = files.readable_files(_expand(spec), None if _skips(spec) else files.check_parquet_head)
+    reader = parquet_reader(spec.text_field, spec.rules.max_document_bytes)
+    return _file_source(spec, names, reader, cache_dir, settings=spec.text_field)
+
+
+def _skips(spec: SourceSpec) -> bool:
+    """Whether a file with a bad beginning is left out when its turn comes, instead of refused at once."""
+    return spec.rules.on_bad == "skip"
+
+
+def _file_source(
+    spec: SourceSpec,
+    paths: Sequence[str],
+    reader: FileReader,
+    cache_dir: Path | None,
+    name: str | None = None,
+    description: str | None = None,
+    settings: str = "",
+) -> Source:
+    def take(sampled: bool | None) -> Manifest:
+        try:
+            return take_manifest(paths, cache_dir, spec.rules.retries, sampled)
+        except OSError as error:
+            raise DataError(f"data.files: {error}", exit_status=1) from error
+
+    name = name or f"data.files={list(spec.files)}"
+    opened = FileSet(name, paths, take(None), reader, spec.rules, spec.allow_changed_source)
+    opened.watch()
     return Source(
-        fingerprint=hashlib.sha256(f"{spec.kind} {found.fingerprint}".encode()).hexdigest(),
-        description=f"the Python standard library's source: {len(found.paths)} files, "
-        f"{files.human_bytes(found.size_bytes)}",
-        name="data.source=python_source",
-        _dataset=pickle.dumps(dataset),
-        _read_text=read_line,
-        _shards=found.paths,
+        identity=hashlib.sha256(f"{spec.kind} {settings}".encode()).hexdigest(),
+        description=description or f"{spec.kind}: {files.describe_files(paths)}",
+        name=name,
+        _open=lambda order, state: ShardStream(opened, order, state),
+        _manifest=opened.manifest,
+        _retake=take,
     )
 
 
-def _read_pieces(paths: list[str]) -> Iterator[Row]:
-    for path in paths:
-        with open(path, encoding="utf-8") as file:
-            for piece in split_source(file.read()):
-                yield {"text": piece}
-
-
-def _open_text(spec: SourceSpec) -> Source:
-    names = files.readable_files(_expand(spec), files.check_text_head)
-    files.check_locale(names)
-    return _file_source(spec, names, _load_files("text", names, sample_by=spec.text_unit), read_line)
-
-
-def _open_jsonl(spec: SourceSpec) -> Source:
-    # Lines parsed here, not by datasets' JSON reader: that fixes the columns by the first 10 MB and fails on a record
-    # with one column more, hours later.
-    names = files.readable_files(_expand(spec), files.check_text_head)
-    files.check_locale(names)
-    return _file_source(spec, names, _load_files("text", names, sample_by="line"), read_json_line(spec.text_field))
-
-
-def _open_parquet(spec: SourceSpec) -> Source:
-    names = files.readable_files(_expand(spec), files.check_parquet_head)
-    dataset = _load_files("parquet", names)
-    dataset, reader = _select(dataset, spec, str(names[0]))
-    return _file_source(spec, names, dataset, reader)
-
-
-def _open_hub_source(spec: SourceSpec) -> Source:
+def _open_hub_source(spec: SourceSpec, _cache_dir: Path | None) -> Source:
     if spec.name is None:
         raise DataError("data.source=hub needs data.name, for example data.name=allenai/c4 data.subset=en")
+    # Bars of library calls that the user didn't make.
+    datasets.disable_progress_bars()
     name = f"hub data set {spec.name}" + (f" ({spec.subset})" if spec.subset else "")
     dataset = open_hub(spec.name, spec.subset, spec.split)
-    dataset, reader = _select(dataset, spec, name)
-    identity = f"{spec.kind}\0{spec.name}\0{spec.subset}\0{spec.split}\0{spec.text_field}"
+    columns: list[str] = dataset.column_names or list(next(iter(pickle.loads(pickle.dumps(dataset))), {}))
+    if spec.text_field not in columns:
+        raise DataError(
+            f"{name} has no column {spec.text_field!r}; write data.text_field=, its columns are {', '.join(columns)}"
+        )
+    told: set[str] = set()
+    packed = pickle.dumps(dataset.select_columns([spec.text_field]))
+
+    def make(order: tuple[int, int] | None) -> IterableDataset:
+        # Iterables of datasets carry their position, so two passes must not share one. copy.deepcopy fails in a second
+        # thread, where opening file systems changes a dictionary that it is copying.
+        fresh = pickle.loads(packed)
+        return fresh if order is None else shuffle_shards(fresh, order)
+
     return Source(
-        fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+        identity=hashlib.sha256(
+            f"{spec.kind}\0{spec.name}\0{spec.subset}\0{spec.split}\0{spec.text_field}".encode()
+        ).hexdigest(),
         description=f"{name}, split {spec.split}, streamed from {dataset.num_shards} shards",
         name=name,
-        _dataset=pickle.dumps(dataset),
-        _read_text=reader,
+        _open=lambda order, state: HubStream(
+            lambda: make(order),
+            field=spec.text_field,
+            columns=columns,
+            name=name,
+            rules=spec.rules,
+            told=told,
+            state=state,
+        ),
     )
 
 
@@ -144,55 +204,3 @@ def _expand(spec: SourceSpec) -> list[str]:
     if not spec.files:
         raise DataError(f"data.source={spec.kind} needs data.files, for example data.files=['corpus/*.txt']")
     return files.expand(spec.files)
-
-
-def _load_files(builder: str, names: Sequence[str], **settings: str) -> IterableDataset:
-    """The streaming dataset over ``names``, one shard a file."""
-    patterns = [name if files.is_url(name) else glob.escape(name) for name in names]
-    try:
-        # The builder's lock file is all that it would leave in the user's cache.
-        with tempfile.TemporaryDirectory() as cache_dir:
-            return load_dataset(
-                builder, data_files=patterns, split="train", streaming=True, cache_dir=cache_dir, **settings
-            )
-    except Exception as error:  # whatever the reader of the format raises on a damaged first file
-        for url in filter(files.is_url, names):
-            _check_url(url)
-        raise DataError(f"data.files: can't open {names[0]} or its fellows: {error}") from error
-
-
-def _check_url(url: str) -> None:
-    """Raises DataError if ``url`` can't be fetched: datasets says for all reasons that it is unable to find it."""
-    try:
-        urllib.request.urlopen(url, timeout=10).close()
-    except urllib.error.HTTPError as error:
-        raise DataError(f"data.files: {url} answers {error.code} {error.reason}") from error
-    except OSError as error:
-        raise DataError(
-            f"data.files: can't reach {url}: {error}; data.source=text, jsonl and parquet read local files too",
-            exit_status=1,
-        ) from error
-
-
-def _select(dataset: IterableDataset, spec: SourceSpec, where: str) -> tuple[IterableDataset, Callable[[Row], str]]:
-    """``dataset`` reduced to its text column, and the reader of that."""
-    columns: list[str] = dataset.column_names or list(next(iter(pickle.loads(pickle.dumps(dataset))), {}))
-    if spec.text_field not in columns:
-        raise DataError(
-            f"{where} has no column {spec.text_field!r}; write data.text_field=, its columns are {', '.join(columns)}"
-        )
-    return dataset.select_columns([spec.text_field]), read_field(spec.text_field, columns)
-
-
-def _file_source(
-    spec: SourceSpec, names: Sequence[str], dataset: IterableDataset, reader: Callable[[Row], str]
-) -> Source:
-    settings = spec.text_unit if spec.kind == "text" else spec.text_field
-    return Source(
-        fingerprint=files.fingerprint(names, f"{spec.kind} {settings}"),
-        description=f"{spec.kind}: {files.describe_files(names)}",
-        name=f"data.files={list(spec.files)}",
-        _dataset=pickle.dumps(dataset),
-        _read_text=reader,
-        _shards=tuple(names),
-    )

@@ -1,5 +1,6 @@
 """Full windows of tokens over the training documents, endless, with an exact position."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +9,9 @@ from smet_train.data.sources import Source
 from smet_train.data.tokenizer import TextTokenizer
 from smet_train.errors import DataError
 
-_FORMAT = 1
+log = logging.getLogger(__name__)
+
+_FORMAT = 2
 # Tokenized together, which is faster than one by one; of no consequence for what comes out.
 _GROUP_DOCUMENTS = 16
 _GROUP_CHARACTERS = 200_000
@@ -24,6 +27,7 @@ class TokenWindows(Iterator[list[int]]):
         seed: of the order of documents.
         shuffle_documents: documents of a block that is shuffled; 1 keeps the source's order.
         validation_fraction: of the documents, held out by hash.
+        allow_changed_source: take up a position in files that have changed since, as well as can be.
     """
 
     def __init__(
@@ -35,15 +39,18 @@ class TokenWindows(Iterator[list[int]]):
         seed: int,
         shuffle_documents: int,
         validation_fraction: float,
+        allow_changed_source: bool = False,
     ) -> None:
         self.sequence_tokens = sequence_tokens
         self._tokenizer = tokenizer
+        self._source = source
+        self._allow_changed_source = allow_changed_source
         self._reader = BlockReader(
             source, seed=seed, shuffle_documents=shuffle_documents, validation_fraction=validation_fraction
         )
         # What a position has a meaning for; kept in the state, compared on load.
         self._identity: dict[str, Any] = {
-            "source": source.fingerprint,
+            "source": source.identity,
             "tokenizer": tokenizer.content_hash,
             "seed": seed,
             "data.shuffle_documents": shuffle_documents,
@@ -82,9 +89,11 @@ class TokenWindows(Iterator[list[int]]):
         return {
             "format": _FORMAT,
             "identity": dict(self._identity),
+            "files": self._source.files,
             "epoch": self._position.epoch,
             "block": self._position.block,
             "block_state": self._position.state,
+            "left_out": self._position.left_out,
             "document": self._document,
             "token": self._token,
             "overlap": self._overlap,
@@ -101,7 +110,8 @@ class TokenWindows(Iterator[list[int]]):
         if state.get("format") != _FORMAT:
             raise DataError(f"the checkpoint's data position has format {state.get('format')}, not {_FORMAT}")
         self._check_identity(state["identity"])
-        self._position = Position(state["epoch"], state["block"], state["block_state"])
+        self._check_files(state["files"])
+        self._position = Position(state["epoch"], state["block"], state["block_state"], state["left_out"])
         self._block, self._encoded = None, {}
         self._document, self._token, self._overlap = state["document"], state["token"], state["overlap"]
         self._documents, self._tokens = state["documents"], state["tokens"]
@@ -120,6 +130,22 @@ class TokenWindows(Iterator[list[int]]):
                 f"the checkpoint's data position belongs to {key}={saved.get(key)}, not {key}={now}; write "
                 f"{key}={saved.get(key)}, or start over with checkpoint.resume=never"
             )
+
+    def _check_files(self, saved: dict[str, Any] | None) -> None:
+        change = self._source.change_since(saved)
+        if change is None:
+            return
+        if not self._allow_changed_source:
+            raise DataError(
+                f"the data has changed since the checkpoint was written: {change}, so the position in it means "
+                "nothing; restore the files, write data.allow_changed_source=true to go on in them as they are, or "
+                "start over with checkpoint.resume=never"
+            )
+        log.warning("data: changed since the checkpoint was written, going on nevertheless: %s", change)
+
+    def end(self) -> None:
+        """Wait for nothing any more; for another thread."""
+        self._reader.end()
 
     def _current_tokens(self) -> list[int]:
         """Tokens of the current document with its end-of-text token; moves on to the next block when need be."""

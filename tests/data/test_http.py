@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from smet_train.config.schema import Config
+from smet_train.data.rules import ReadRules
 from smet_train.data.sources import SourceSpec, open_source
 from smet_train.errors import DataError
 from smet_train.job import run_training
@@ -81,5 +82,5 @@ def test_an_address_without_a_file_or_a_server_is_told(server: str) -> None:
         open_source(SourceSpec("jsonl", files=(f"{server}/nothing.jsonl",)))
     assert told.value.exit_status == 2
     with pytest.raises(DataError, match="can't reach http://127.0.0.1:9/") as told:
-        open_source(SourceSpec("jsonl", files=("http://127.0.0.1:9/a.jsonl",)))
+        open_source(SourceSpec("jsonl", files=("http://127.0.0.1:9/a.jsonl",), rules=ReadRules(retries=0)))
     assert told.value.exit_status == 1

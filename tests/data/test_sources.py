@@ -6,6 +6,7 @@ import json
 import lzma
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from smet_train.errors import DataError
 Make = Callable[..., list[str]]
 
 
-def opened(kind: str, *files: Path | str, **settings: str) -> Source:
+def opened(kind: str, *files: Path | str, **settings: Any) -> Source:
     return open_source(SourceSpec(kind, files=tuple(map(str, files)), **settings))
 
 
@@ -100,12 +101,12 @@ BAD = [
     ("text", "a.txt.gz", b"", "the file is empty, there is nothing to train on"),
     ("text", "a.txt", b" \n \n", "holds no text: every document is empty"),
     ("text", "a.txt", b"\0\1\2", "is not text: a NUL byte"),
-    ("text", "a.txt", b"caf\xe9 noir" * 9, "is not UTF-8 text"),
+    ("text", "a.txt", b"caf\xe9 noir" * 9, "a.txt line 1: it is not UTF-8 text"),
     ("text", "a.txt.gz", b"no gzip", "can't be read"),
     ("text", "a.txt.gz", gzip.compress(b"words and more")[:-9], "is cut short"),
-    ("jsonl", "a.jsonl", b"not json\n", "a line is not JSON"),
-    ("jsonl", "a.jsonl", b"[1]\n", "a line holds a list, not a JSON object"),
-    ("jsonl", "a.jsonl", b'{"body": "x"}\n', "no text in data.text_field='text'; its columns are body"),
+    ("jsonl", "a.jsonl", b"not json\n", "a.jsonl line 1: it is not JSON (Expecting value, column 1)"),
+    ("jsonl", "a.jsonl", b"[1]\n", "line 1: it holds a list, not a JSON object"),
+    ("jsonl", "a.jsonl", b'{"body": "x"}\n', "line 1: it has no text in data.text_field='text'; its columns are body"),
     ("jsonl", "a.jsonl", b'{"text": 3}\n', "data.text_field='text' holds int, not text"),
     ("parquet", "a.parquet", b"PARQ", "is not a Parquet file"),
     ("parquet", "a.parquet", b"PAR1 and then nothing", "a.parquet"),
@@ -127,10 +128,10 @@ def test_a_bad_file_is_named_with_what_is_wrong(
 def test_a_damaged_file_late_in_a_shuffled_pass_is_named(tmp_path: Path) -> None:
     for number in range(6):
         (tmp_path / f"{number}.jsonl").write_text('{"text": "fine"}\n' * 3)
-    source = opened("jsonl", tmp_path / "*.jsonl")
     (tmp_path / "4.jsonl").write_text('{"text": "fine"}\nbroken\n')
+    source = opened("jsonl", tmp_path / "*.jsonl")
     for epoch in range(3):
-        with pytest.raises(DataError, match=r"4\.jsonl .*a line is not JSON.*broken"):
+        with pytest.raises(DataError, match=r"4\.jsonl line 2: it is not JSON .*broken.*data\.on_bad=skip"):
             list(source.documents((1, epoch)))
 
 
@@ -151,13 +152,6 @@ def test_mistakes_about_files_are_told(tmp_path: Path) -> None:
 def test_a_name_with_wildcards_of_its_own_is_meant_literally(tmp_path: Path) -> None:
     (tmp_path / "[a].txt").write_text("here")
     assert list(opened("text", tmp_path / "[a].txt").documents()) == ["here"]
-
-
-def test_compressed_text_needs_a_utf8_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"words"))
-    monkeypatch.setattr("locale.getpreferredencoding", lambda *_: "ascii")
-    with pytest.raises(DataError, match="set PYTHONUTF8=1"):
-        opened("text", tmp_path / "a.txt.gz")
 
 
 def test_the_embedded_source_is_this_interpreters_library() -> None:
@@ -185,8 +179,6 @@ def test_python_files_are_found_in_a_mixed_order_without_tests(tmp_path: Path) -
     (tmp_path / "latin.py").write_bytes(b"# \xe9")
     found = find_python_files(tmp_path)
     assert sorted(Path(path).relative_to(tmp_path).as_posix() for path in found.paths) == ["a.py", "b/c.py"]
-    (tmp_path / "a.py").write_text("# changed")
-    assert find_python_files(tmp_path).fingerprint != found.fingerprint
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="holds no .py file"):
         find_python_files(tmp_path / "nothing")

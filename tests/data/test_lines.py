@@ -1,0 +1,165 @@
+"""Documents of text files are those of datasets' own builder, and every position in them can be taken up."""
+
+import bz2
+import gzip
+import lzma
+import random
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from datasets import load_dataset
+
+from smet_train.data.lines import At, read_lines, read_paragraphs, read_whole, split_lines
+from smet_train.data.opened import Damaged, read_chunks
+from smet_train.data.records import text_reader
+from smet_train.data.rules import Fault
+
+SAMPLES = {
+    "plain": b"one\ntwo\n\nthree\nfour\n",
+    "no final newline": b"one\n\ntwo",
+    "CRLF": b"one\r\ntwo\r\n\r\nthree\r\n",
+    "CR": b"one\rtwo\r\rthree\r",
+    "mixed": b"a\r\n\nb\n\r\nc\r\r\nd\n\n\n\ne\r\n\r\n\r\nf",
+    "BOM": b"\xef\xbb\xbfone\n\xef\xbb\xbftwo\n\n\xef\xbb\xbfthree",
+    "blank": b"\n\n\none\n \n\t\n\ntwo\n\n\n",
+    "more line feeds": b"a\n\n\nb\n\n\n\n\nc",
+    "other separators": "a\u2028b\x0bc\x0cd\x85e\u0085f\n\ng\x1c\n".encode("utf-8", "replace"),
+    "wide": "äöü 漢字 😀\n\n😀\r\n漢".encode(),
+    "only a line feed": b"\n",
+    "only a BOM": b"\xef\xbb\xbf",
+}
+
+
+def by_datasets(path: Path, unit: str, tmp_path: Path) -> list[str]:
+    rows = load_dataset(
+        "text", data_files=[str(path)], split="train", streaming=True, sample_by=unit, cache_dir=str(tmp_path / "hf")
+    )
+    texts = [str(row["text"]).removeprefix("\ufeff") for row in rows]
+    return [text for text in texts if text and not text.isspace()]
+
+
+def by_us(path: Path, unit: str, position: list[int] | None = None) -> list[tuple[str, list[int]]]:
+    found = []
+    for text, after in text_reader(unit, 1000)(str(path), position):
+        assert isinstance(text, str)
+        if text and not text.isspace():
+            found.append((text, after))
+    return found
+
+
+@pytest.mark.parametrize("unit", ["line", "paragraph", "document"])
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_documents_are_those_of_the_library(tmp_path: Path, name: str, unit: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(SAMPLES[name])
+    assert [text for text, _ in by_us(path, unit)] == by_datasets(path, unit, tmp_path)
+
+
+@pytest.mark.parametrize("unit", ["line", "paragraph", "document"])
+def test_so_are_those_of_random_bytes_in_random_chunks(
+    tmp_path: Path, unit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(unit)
+    path = tmp_path / "a.txt"
+    for _ in range(40):
+        path.write_bytes(b"".join(draw.choices([b"\n", b"\r", b"\r\n", b"a", "é".encode(), b" "], k=60)))
+        monkeypatch.setattr("smet_train.data.opened.CHUNK_BYTES", draw.randint(1, 9))
+        found = by_us(path, unit)
+        assert [text for text, _ in found] == by_datasets(path, unit, tmp_path)
+        for number, (_, after) in enumerate(found):
+            assert by_us(path, unit, after) == found[number + 1 :]
+
+
+def zstd(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return bytes(sink.getvalue())
+
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstd,
+}
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_a_position_in_any_compression_is_taken_up(
+    tmp_path: Path, ending: str, documents: Callable[..., list[str]]
+) -> None:
+    path = tmp_path / f"a.txt{ending}"
+    texts = documents(3000)
+    path.write_bytes(COMPRESS[ending]("\n".join(texts).encode()))
+    found = by_us(path, "line")
+    assert [text for text, _ in found] == texts
+    for number in (0, 1, 1500, 2998, 2999):
+        assert by_us(path, "line", found[number][1]) == found[number + 1 :]
+    assert found[-1][1] == [len("\n".join(texts).encode()), 3000]
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("fault", ["cut", "flipped"])
+def test_a_damaged_file_breaks_off_at_one_place_wherever_reading_began(
+    tmp_path: Path, ending: str, fault: str, documents: Callable[..., list[str]]
+) -> None:
+    path = tmp_path / f"a.txt{ending}"
+    content = bytearray(COMPRESS[ending]("\n".join(documents(20_000)).encode()))
+    middle = len(content) * 3 // 4
+    if fault == "cut":
+        del content[middle:]
+    else:
+        content[middle : middle + 40] = bytes(40)
+    path.write_bytes(content)
+
+    def read(position: list[int] | None) -> Iterator[list[int]]:
+        try:
+            for _, after in text_reader("line", 1000)(str(path), position):
+                yield after
+        except Damaged:
+            return
+        pytest.fail("nothing is damaged")
+
+    found = list(read(None))
+    assert len(found) > 100
+    for number in (0, len(found) // 2, len(found) - 1):
+        assert list(read(found[number])) == found[number + 1 :]
+
+
+def test_a_long_line_is_a_fault_and_no_more_of_it_is_kept() -> None:
+    chunks = [b"short\n", b"x" * 50, b"y" * 50, b"\nlast\n", b"z" * 101]
+    assert list(split_lines(chunks, 10)) == [(b"short\n", 6), (None, 101), (b"last\n", 5), (None, 101)]
+    found = list(read_lines(chunks, At(), 10))
+    assert [text if isinstance(text, str) else text.place for text, _ in found] == ["short", "line 2", "last", "line 4"]
+    assert found[1][0] == Fault("line 2", "it is longer than data.max_document_bytes=10")
+
+
+@pytest.mark.parametrize(
+    ("reader", "content", "expected"),
+    [
+        (read_lines, b"a\n\xff\nb", ["a", "line 2", "b"]),
+        (read_paragraphs, b"a\n\nb\n\xff\nc\n\nd", ["a", "line 4", "d"]),
+        (read_paragraphs, b"a\n\nb\nbbbbbb\nccccc\n\nd", ["a", "from line 3 on", "d"]),
+        (read_paragraphs, b"a\n\n" + b"b" * 20 + b"\n\nd", ["a", "line 3", "d"]),
+        (read_whole, b"a\n\nb\n\xff\n", ["line 4"]),
+        (read_whole, b"aaaa\nbbbb\ncccc\n", ["from line 1 on"]),
+    ],
+)
+def test_a_fault_is_named_by_its_line_and_what_follows_is_read(
+    reader: Callable[[Iterable[bytes], At, int], Iterator[tuple[str | Fault, At]]], content: bytes, expected: list[str]
+) -> None:
+    for size in range(1, len(content) + 1):
+        chunks = [content[begin : begin + size] for begin in range(0, len(content), size)]
+        found = list(reader(chunks, At(), 10))
+        assert [text if isinstance(text, str) else text.place for text, _ in found] == expected
+        assert found[-1][1].bytes == len(content)
+
+
+def test_a_zip_archive_that_holds_nothing_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"PK\x05\x06" + bytes(18))
+    with pytest.raises(Damaged, match="its compressed content is damaged"):
+        list(read_chunks(str(tmp_path / "a.zip")))
