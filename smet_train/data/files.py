@@ -97,23 +97,27 @@ def check_text_head(name: str, head: bytes) -> None:
     """Raises DataError if ``head`` is not the beginning of UTF-8 text."""
     if b"\0" in head:
         raise DataError(
-            f"data.files: {name} is not text: a NUL byte lies in its first 64 KiB. Is it binary, UTF-16, or compressed "
-            f"without the usual ending ({', '.join(COMPRESSED)})?"
+            f"data.files: {name} line {_line(head, head.index(0))}: it is not text but holds a NUL byte. Is it binary, "
+            f"UTF-16, or compressed without the usual ending ({', '.join(COMPRESSED)})? Mend it, or write "
+            "data.on_bad=skip"
         )
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < HEAD_BYTES)
     except UnicodeDecodeError as error:
-        line = head.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"data.files: {name} line {line}: it is not UTF-8 text ({error.reason}); convert it, or write "
+            f"data.files: {name} line {_line(head, error.start)}: it is not UTF-8 text ({error.reason}); convert it, or write "
             "data.on_bad=skip"
         ) from None
+
+
+def _line(head: bytes, offset: int) -> int:
+    return head.count(b"\n", 0, offset) + 1
 
 
 def check_parquet_head(name: str, head: bytes) -> None:
     """Raises DataError if ``head`` is not the beginning of a Parquet file."""
     if not head.startswith(b"PAR1"):
-        raise DataError(f"data.files: {name} is not a Parquet file (it doesn't begin with PAR1)")
+        raise DataError(f"data.files: {name} is not a Parquet file (it doesn't begin with PAR1); mend it, or write data.on_bad=skip")
 
 
 def describe_files(names: Sequence[str]) -> str:

@@ -40,13 +40,14 @@ def jsonl_reader(field: str, longest_bytes: int) -> FileReader:
 
     def read(name: str, position: Position) -> Iterator[Record]:
         at = At(*position) if position else At()
-        for line, after in read_lines(_text_chunks(name, at), at, longest_bytes):
+        for line, after in read_lines(read_chunks(name, at.bytes), at, longest_bytes):
             yield (line if isinstance(line, Fault) else _parsed(line, field, after.lines)), list(after)
 
     return read
 
 
 def _text_chunks(name: str, at: At) -> Iterator[bytes]:
+    """Chunks of a file that is no binary one; of JSON lines each would be found out by itself."""
     for number, chunk in enumerate(read_chunks(name, at.bytes)):
         if number == 0 and at.bytes == 0 and b"\0" in chunk[:HEAD_BYTES]:
             raise Damaged(NOT_TEXT)

@@ -100,7 +100,7 @@ BAD = [
     ("text", "a.txt", b"", "the file is empty, there is nothing to train on"),
     ("text", "a.txt.gz", b"", "the file is empty, there is nothing to train on"),
     ("text", "a.txt", b" \n \n", "holds no text: every document is empty"),
-    ("text", "a.txt", b"\0\1\2", "is not text: a NUL byte"),
+    ("text", "a.txt", b"\0\1\2", "a.txt line 1: it is not text but holds a NUL byte"),
     ("text", "a.txt", b"caf\xe9 noir" * 9, "a.txt line 1: it is not UTF-8 text"),
     ("text", "a.txt.gz", b"no gzip", "can't be read"),
     ("text", "a.txt.gz", gzip.compress(b"words and more")[:-9], "is cut short"),
