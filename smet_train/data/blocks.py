@@ -82,9 +82,20 @@ class BlockReader:
             self._stream = self._source.documents(order, position.state)
         self._at = None  # nowhere, if it fails
         bad = self._stream.bad
-        rows = list(islice(self._stream, self._rows))
+        rows: list[str] = []
+        failed = False
+        try:
+            rows.extend(islice(self._stream, self._rows))
+        except DataError:
+            # In the source's own order, what comes before is trained on; a shuffled block is whole or none.
+            if self._shuffled or not rows:
+                raise
+            failed = True
         left_out = position.left_out + self._stream.bad - bad
-        if len(rows) < self._rows:
+        if failed:
+            following = Position(position.epoch, position.block + 1, self._stream.state_dict(), left_out)
+            self._stream = None
+        elif len(rows) < self._rows:
             following = Position(position.epoch + 1, left_out=left_out)
             self._stream = None
         else:

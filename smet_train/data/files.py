@@ -105,8 +105,8 @@ def check_text_head(name: str, head: bytes) -> None:
         codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < HEAD_BYTES)
     except UnicodeDecodeError as error:
         raise DataError(
-            f"data.files: {name} line {_line(head, error.start)}: it is not UTF-8 text ({error.reason}); convert it, or write "
-            "data.on_bad=skip"
+            f"data.files: {name} line {_line(head, error.start)}: it is not UTF-8 text ({error.reason}); convert it, "
+            "or write data.on_bad=skip"
         ) from None
 
 
@@ -117,7 +117,9 @@ def _line(head: bytes, offset: int) -> int:
 def check_parquet_head(name: str, head: bytes) -> None:
     """Raises DataError if ``head`` is not the beginning of a Parquet file."""
     if not head.startswith(b"PAR1"):
-        raise DataError(f"data.files: {name} is not a Parquet file (it doesn't begin with PAR1); mend it, or write data.on_bad=skip")
+        raise DataError(
+            f"data.files: {name} is not a Parquet file (it doesn't begin with PAR1); mend it, or write data.on_bad=skip"
+        )
 
 
 def describe_files(names: Sequence[str]) -> str:

@@ -126,7 +126,8 @@ class HubStream:
         self._name = name
         self._tally = Tally(rules, told, (state["good"], state["bad"]) if state else (0, 0))
         self._retries = Retries(rules.retries)
-        self._open(state["at"] if state else None)
+        self._at: State | None = state["at"] if state else None  # after the last document that was given
+        self._open()
 
     def __iter__(self) -> "HubStream":
         return self
@@ -137,12 +138,13 @@ class HubStream:
             text = text_of(row, self._field, self._columns, f"row {self._tally.good + self._tally.bad + 1}")
             if isinstance(text, Fault):
                 self._tally.note(self._name, text)
-            elif not is_blank(text):
+            self._at = self._dataset.state_dict()
+            if not isinstance(text, Fault) and not is_blank(text):
                 self._tally.good += 1
                 return text
 
     def state_dict(self) -> State:
-        return {"at": self._dataset.state_dict(), "good": self._tally.good, "bad": self._tally.bad}
+        return {"at": self._at, "good": self._tally.good, "bad": self._tally.bad}
 
     @property
     def bad(self) -> int:
@@ -151,15 +153,14 @@ class HubStream:
     def end(self) -> None:
         self._retries.end()
 
-    def _open(self, at: State | None) -> None:
+    def _open(self) -> None:
         self._dataset = self._make()
-        if at is not None:
-            self._dataset.load_state_dict(at)
+        if self._at is not None:
+            self._dataset.load_state_dict(self._at)
         self._rows = iter(self._dataset)
 
     def _next_row(self) -> dict[str, Any]:
         while True:
-            at = self._dataset.state_dict()
             try:
                 row: dict[str, Any] = next(self._rows)
             except StopIteration:
@@ -168,7 +169,7 @@ class HubStream:
                 if isinstance(error, _BAD_CONTENT):
                     raise DataError(f"can't read {self._name}: {type(error).__name__}: {_one_line(error)}") from error
                 self._retries.wait(self._name, error)
-                self._open(at)
+                self._open()
                 continue
             self._retries.worked()
             return row

@@ -114,10 +114,11 @@ class ShardStream:
             if record is None:
                 self._number, self._at, self._records = self._number + 1, None, None
                 continue
-            content, self._at = record
+            content, after = record
             if isinstance(content, Fault):
                 self._tally.note(self._path, content)
-            elif not is_blank(content):
+            self._at = after  # not before a fault was passed over: what ends a run ends the next one too
+            if not isinstance(content, Fault) and not is_blank(content):
                 self._tally.good += 1
                 return content
         raise StopIteration

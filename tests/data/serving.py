@@ -15,6 +15,8 @@ class Server:
         self.folder = folder
         self.failing = 0.0
         self.ranges = True
+        self.head_status = 200
+        self.get_status = 200
         self.draw = random.Random(0)
         self.requests: list[str] = []
         self.url = ""
@@ -40,6 +42,10 @@ def serve(folder: Path) -> Iterator[Server]:
             path = folder / self.path.lstrip("/")
             if not path.is_file():
                 self.send_error(404)
+                return
+            status = state.get_status if with_body else state.head_status
+            if status != 200:
+                self.send_error(status)
                 return
             fails = with_body and state.draw.random() < state.failing
             if fails and state.draw.random() < 0.5:

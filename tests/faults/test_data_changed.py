@@ -29,7 +29,7 @@ class OwnLibrary:
     def __call__(self) -> None:
         from smet_train.data import sources
 
-        sources.find_python_files = partial(find_python_files, self.root)  # type: ignore[assignment]
+        vars(sources)["find_python_files"] = partial(find_python_files, self.root)
 
 
 def edit(files: list[Path]) -> str:

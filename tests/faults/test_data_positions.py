@@ -98,7 +98,8 @@ class Trial:
 
     def whole(self, epochs: int) -> tuple[list[Any], dict[str, Any]]:
         """All batches until ``epochs`` are over, and the state after them."""
-        loader, batches = self.loader(0), []
+        loader = self.loader(0)
+        batches: list[Any] = []
         while loader.state_dict()["epoch"] < epochs and len(batches) < 2000:
             batches.append(next(loader).tolist())
         return batches, loader.state_dict()
