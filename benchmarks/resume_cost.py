@@ -1,0 +1,166 @@
+"""What it costs to take up a position deep inside a file: seconds to the first batch there over those at its beginning.
+
+    python benchmarks/resume_cost.py [--documents 10000000] [--kinds text jsonl jsonl.gz parquet] [--out FILE]
+
+Both arms open the source, whose hash is remembered, and read, shuffle and tokenize one block of 1000 documents, in
+turn, five times each; the median counts. The bars are for text and jsonl; a compressed file is decompressed again
+from its beginning, a Parquet file read from the beginning of a row group.
+"""
+
+import argparse
+import gzip
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from smet_train.bench.result import measured_on
+from smet_train.data.loader import BatchLoader
+from smet_train.data.sources import SourceSpec, open_source
+from smet_train.data.stream import TokenWindows
+from smet_train.data.tokenizer import TextTokenizer, prepare_tokenizer
+
+KINDS = ("text", "jsonl", "jsonl.gz", "parquet")
+BARRED = ("text", "jsonl")
+LARGEST_RATIO, LONGEST_S = 1.2, 2.0
+REPEATS = 5
+MORE_DOCUMENTS = 20_000  # after the position
+SEED = 1
+_WRITTEN_AT_ONCE = 100_000
+
+
+def write_corpus(kind: str, folder: Path, n_documents: int) -> Path:
+    """One file of ``n_documents`` short documents; the compressed one is made from the plain one if that is there."""
+    path = folder / f"corpus.{kind}"
+    if kind == "jsonl.gz":
+        plain = folder / "corpus.jsonl"
+        if not plain.exists():
+            write_corpus("jsonl", folder, n_documents)
+        with plain.open("rb") as source, gzip.open(path, "wb", compresslevel=1) as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+        return path
+    if kind == "parquet":
+        with pq.ParquetWriter(path, pa.schema({"text": pa.string()})) as writer:
+            for begin in range(0, n_documents, _WRITTEN_AT_ONCE):
+                writer.write_table(pa.table({"text": _texts(begin, n_documents)}))
+        return path
+    with path.open("w", encoding="utf-8") as file:
+        for begin in range(0, n_documents, _WRITTEN_AT_ONCE):
+            texts = _texts(begin, n_documents)
+            file.writelines(f"{text}\n" if kind == "text" else f'{{"text": "{text}"}}\n' for text in texts)
+    return path
+
+
+def _texts(begin: int, n_documents: int) -> list[str]:
+    return [
+        f"{number * 2654435761 % 2**32:08x} sites move, counts stay"
+        for number in range(begin, min(begin + _WRITTEN_AT_ONCE, n_documents))
+    ]
+
+
+class Reader:
+    """Opens one file as a run does."""
+
+    def __init__(self, kind: str, path: Path, cache_dir: Path) -> None:
+        self.spec = SourceSpec(kind.partition(".")[0], files=(str(path),), text_unit="line")
+        self.cache_dir = cache_dir
+        self.tokenizer: TextTokenizer = prepare_tokenizer(
+            open_source(self.spec, cache_dir),
+            file=None,
+            hub_name=None,
+            vocab_size=1000,
+            train_bytes=1_000_000,
+            validation_fraction=0.01,
+            cache_dir=cache_dir,
+        )
+
+    def windows(self) -> TokenWindows:
+        return TokenWindows(
+            open_source(self.spec, self.cache_dir),
+            self.tokenizer,
+            sequence_tokens=256,
+            seed=SEED,
+            shuffle_documents=1000,
+            validation_fraction=0.01,
+        )
+
+    def state_after(self, n_documents: int) -> dict[str, Any]:
+        """The state of a run that has read so many documents in whole blocks."""
+        stream = open_source(self.spec, self.cache_dir).documents((SEED, 0))
+        for _ in islice(stream, n_documents):
+            pass
+        state = self.windows().state_dict()
+        return {**state, "block": n_documents // 1000, "block_state": stream.state_dict()}
+
+    def first_batch_s(self, state: dict[str, Any] | None) -> float:
+        started_s = time.perf_counter()
+        loader = BatchLoader(self.windows(), micro_batch_size=16, prefetch_batches=0)
+        if state is not None:
+            loader.load_state_dict(json.loads(json.dumps(state)))
+        next(loader)
+        return time.perf_counter() - started_s
+
+
+def measure(kind: str, folder: Path, n_documents: int) -> dict[str, Any]:
+    """Figures of one kind of file."""
+    path = write_corpus(kind, folder, n_documents + MORE_DOCUMENTS)
+    time.sleep(2.5)  # a file written a moment ago isn't remembered by its times
+    started_s = time.perf_counter()
+    reader = Reader(kind, path, folder / "cache")
+    first_start_s = time.perf_counter() - started_s
+    state = reader.state_after(n_documents)
+    times = [(reader.first_batch_s(None), reader.first_batch_s(state)) for _ in range(REPEATS)]
+    at_0_s, resumed_s = (statistics.median(column) for column in zip(*times, strict=True))
+    return {
+        "kind": kind,
+        "file_bytes": path.stat().st_size,
+        "documents": n_documents,
+        "first_start_s": first_start_s,
+        "first_batch_at_0_s": at_0_s,
+        "first_batch_resumed_s": resumed_s,
+        "ratio": resumed_s / at_0_s,
+        "state_bytes": len(json.dumps(state)),
+        "all_s": times,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=10_000_000)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--out", type=Path)
+    chosen = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in chosen.kinds:
+            row = measure(kind, Path(folder), chosen.documents)
+            rows.append(row)
+            print(
+                f"{kind:9} {row['file_bytes'] / 1e6:6.0f} MB: first batch {row['first_batch_at_0_s']:.3f} s at 0, "
+                f"{row['first_batch_resumed_s']:.3f} s at {chosen.documents:,} documents, ratio {row['ratio']:.2f}",
+                flush=True,
+            )
+    bars = [
+        {"name": f"{row['kind']}: {what}", "value": row[key], "bar": bar, "holds": row[key] <= bar}
+        for row in rows
+        if row["kind"] in BARRED
+        for what, key, bar in (
+            ("first batch on resume over that at 0", "ratio", LARGEST_RATIO),
+            ("seconds to the first batch on resume", "first_batch_resumed_s", LONGEST_S),
+        )
+    ]
+    if chosen.out is not None:
+        command = f"python benchmarks/resume_cost.py --documents {chosen.documents} --kinds {' '.join(chosen.kinds)}"
+        result = {"benchmark": "resume_cost", **measured_on(), "command": command, "bars": bars, "rows": rows}
+        chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
