@@ -3,8 +3,8 @@
     python benchmarks/resume_cost.py [--documents 10000000] [--kinds text jsonl jsonl.gz parquet] [--out FILE]
 
 Both arms open the source, whose hash is remembered, take up a state, and read, shuffle and tokenize one block of 1000
-documents, in turn, 25 times each; the median counts. The bars are for text and jsonl; a compressed file is decompressed again
-from its beginning, a Parquet file read from the beginning of a row group.
+documents, in turn, 25 times each; the median counts. The bars are for text and jsonl; a compressed file is decompressed
+again from its beginning, a Parquet file read from the beginning of a row group.
 """
 
 import argparse
