@@ -28,9 +28,11 @@ from smet_train.tracking.jsonl import JsonlSink
 from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.spikes import SpikeMeter
 from smet_train.tracking.throughput import Throughput
+from smet_train.train.checkpoint import Keep
 from smet_train.train.evaluate import mean_loss
 from smet_train.train.guard import StepGuard
 from smet_train.train.run import LoopSettings, Run
+from smet_train.train.saver import Saver
 from smet_train.train.signals import StopRequest
 from smet_train.train.spike_watch import SpikeWatch
 
@@ -226,7 +228,6 @@ def build_run(config: Config, run_folder: Path, data: Data, stop: StopRequest) -
         probe_steps=config.topology.probe_steps,
         eval_interval=config.train.eval_interval,
         checkpoint_interval=config.checkpoint.interval,
-        checkpoint_keep=config.checkpoint.keep,
     )
     return Run(
         settings=settings,
@@ -251,6 +252,12 @@ def build_run(config: Config, run_folder: Path, data: Data, stop: StopRequest) -
         metrics=metrics,
         throughput=Throughput(),
         stop=stop,
+        saver=Saver(
+            run_folder / "checkpoints",
+            Keep(config.checkpoint.keep, config.checkpoint.keep_every),
+            asynchronous=config.checkpoint.asynchronous,
+            warn=config.checkpoint.on_error.name == "warn",
+        ),
         guard=StepGuard(
             max_bad_steps=config.train.max_bad_steps,
             max_rollbacks=config.train.max_rollbacks,

@@ -65,7 +65,9 @@ def run_training(config: Config, run_folder: Path, console: Console | None = Non
     run_folder.mkdir(parents=True, exist_ok=True)
     with StopRequest(hours(config.train.max_hours)) as stop, run_folder_lock(run_folder):
         files.remove_leftovers(run_folder / "checkpoints")
-        checkpoint = choose_checkpoint(config.checkpoint.resume, run_folder)
+        checkpoint = choose_checkpoint(
+            config.checkpoint.resume, run_folder, check_all=config.checkpoint.verify.name == "full"
+        )
         if checkpoint is not None:
             check_same_run(load_plain(checkpoint)["config"], to_dict(config), checkpoint, run_folder)
         if is_finished(run_folder, checkpoint, config.train.steps):
@@ -133,7 +135,7 @@ def _train(
     tokenizer_file = find_tokenizer(run_folder, checkpoint)
     console.print("preparing the data …" if tokenizer_file else "preparing the data and its tokenizer …")
     with closing(build_data(config, tokenizer_file)) as data:
-        data.tokenizer.save(run_folder / "tokenizer.json")
+        data.tokenizer.save(run_folder, files.replace_text)
         save_config(config, run_folder / "config.yaml")
         start_rss_bytes = memory_use(torch.device("cpu"))["rss_bytes"]
         run = build_run(config, run_folder, data, stop)
@@ -147,6 +149,7 @@ def _train(
             add_displays(config, run, console)
             reason = train(run)
         finally:
+            run.saver.close()
             run.tracker.close()
     close(console, run, reason)
 

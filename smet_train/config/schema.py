@@ -98,6 +98,16 @@ class Device(Enum):
     cuda = "cuda"
 
 
+class Verify(Enum):
+    fast = "fast"
+    full = "full"
+
+
+class OnSaveError(Enum):
+    stop = "stop"
+    warn = "warn"
+
+
 class WandbMode(Enum):
     disabled = "disabled"
     offline = "offline"
@@ -251,6 +261,10 @@ class CheckpointConfig:
 
     interval: int = setting("steps between checkpoints; 0 = only at the end", 500, at_least=0)
     keep: int = setting("newest checkpoints that are kept", 3, at_least=1)
+    keep_every: int = setting("steps between checkpoints that are kept for good; 0 = none", 0, at_least=0)
+    asynchronous: bool = setting("write in the background, from a copy in memory, while training goes on", False)
+    on_error: OnSaveError = setting("when one can't be written: stop, or warn and train on", OnSaveError.stop)
+    verify: Verify = setting("checksums when resuming: of the one that is used, or of all (full)", Verify.fast)
     resume: str = setting("auto = go on in the run folder, never = a fresh folder, or a checkpoint's path", "auto")
 
 

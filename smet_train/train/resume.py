@@ -6,53 +6,97 @@ from pathlib import Path
 
 from smet_train.errors import CheckpointError
 from smet_train.train import files
-from smet_train.train.checkpoint import checkpoint_steps, latest_checkpoint, load_plain
+from smet_train.train.checkpoint import checkpoint_path, checkpoint_steps, load_plain, require_checkpoint, what_is_wrong
 
 log = logging.getLogger(__name__)
 
 
-def choose_checkpoint(resume: str, run_folder: Path) -> Path | None:
-    """The checkpoint to start from, or None to start at step 0.
+def choose_checkpoint(resume: str, run_folder: Path, *, check_all: bool = False) -> Path | None:
+    """The checkpoint to start from, or None to start at step 0. It is as it was written, by its checksums.
 
-    ``auto`` takes the newest of the run folder. ``never`` takes none. A path names a checkpoint, or a run folder whose
-    newest is taken; once the run has checkpoints of its own that are not older in origin, it goes on from those, so
-    that the same command typed again after a crash loses nothing. A path inside the run folder goes back to it, and
-    the later checkpoints are set aside.
+    ``auto`` takes the newest good one of the run folder. ``never`` takes none. A path names a checkpoint, or a run
+    folder whose newest good one is taken; once the run has checkpoints of its own that are not older in origin, it goes
+    on from those, so that the same command typed again after a crash loses nothing. A path inside the run folder goes
+    back to it, and the later checkpoints are set aside.
+
+    Args:
+        check_all: check every checkpoint of the run folder and warn of each that can't be used, not only down to the
+            first good one.
 
     Raises:
-        CheckpointError: if the path is no checkpoint, or if ``never`` meets a folder that holds a run.
+        CheckpointError: if the path is no checkpoint or is damaged, if no checkpoint of a folder is good, or if
+            ``never`` meets a folder that holds a run.
     """
-    own = latest_checkpoint(run_folder / "checkpoints")
+    own_folder = run_folder / "checkpoints"
     if resume == "never":
-        if own is not None:
+        if checkpoint_steps(own_folder):
             raise CheckpointError(
                 f"checkpoint.resume=never: {run_folder} holds a run already; leave hydra.run.dir out to get a fresh "
                 "folder, or give another one"
             )
         return None
     if resume == "auto":
-        return own
-    path = _named_checkpoint(Path(resume).expanduser())
-    if path.parent.resolve() == (run_folder / "checkpoints").resolve():
-        _set_later_aside(path)
-        return path
-    if own is not None:
-        log.warning("going on from %s, which this run wrote after it had started from %s", own, path)
-        return own
-    return path
-
-
-def _named_checkpoint(path: Path) -> Path:
+        return newest_good(own_folder, check_all=check_all, own=True)
+    path = Path(resume).expanduser()
     if not path.exists():
         raise CheckpointError(
             f"checkpoint.resume={path} does not exist; write auto, never, or the path of a checkpoint such as "
             "<run folder>/checkpoints/step_00000500"
         )
+    named = _named_checkpoint(path)
+    if named.parent.resolve() == own_folder.resolve():
+        _set_later_aside(named)
+        return named
+    own = newest_good(own_folder, check_all=check_all, own=True)
+    if own is not None:
+        log.warning("going on from %s, which this run wrote after it had started from %s", own, named)
+    return own or named
+
+
+def newest_good(folder: Path, *, check_all: bool, own: bool) -> Path | None:
+    """The newest checkpoint of ``folder`` that is as it was written; None if there are none at all.
+
+    Each one that is passed over gives a warning with the file and what is the matter; in the run's ``own`` folder it is
+    renamed to ``broken_XXXXXXXX``, so that its step can be saved again. Nothing is deleted.
+
+    Raises:
+        CheckpointError: if there are checkpoints, but none is good; they keep their names then.
+    """
+    good: Path | None = None
+    broken: list[tuple[Path, str]] = []
+    for step in reversed(checkpoint_steps(folder)):
+        path = checkpoint_path(folder, step)
+        reason = what_is_wrong(path)
+        if reason is not None:
+            broken.append((path, reason))
+        elif good is None:
+            good = path
+        if good is not None and not check_all:
+            break
+    if good is None and broken:
+        told = "; ".join(f"{path.name}: {reason}" for path, reason in broken)
+        raise CheckpointError(
+            f"no checkpoint in {folder} can be used ({told}); restore one from a copy, or start over with "
+            "checkpoint.resume=never",
+            exit_status=1,
+        )
+    for path, reason in broken:
+        log.warning("%s can't be used: %s; going on from %s", path, reason, good.name if good else None)
+        if own:
+            files.set_aside(path, path.name.replace("step_", "broken_"))
+    return good
+
+
+def _named_checkpoint(path: Path) -> Path:
+    """The checkpoint that ``path`` is, or the newest good one of the run folder that it is."""
     for folder in (path, path / "checkpoints"):
-        newest = latest_checkpoint(folder)
+        newest = newest_good(folder, check_all=False, own=False)
         if newest is not None:
             return newest
-    load_plain(path)
+    require_checkpoint(path)
+    reason = what_is_wrong(path)
+    if reason is not None:
+        raise CheckpointError(f"{path} can't be used: {reason}; resume from another checkpoint", exit_status=1)
     return path
 
 
@@ -61,10 +105,8 @@ def _set_later_aside(path: Path) -> None:
     chosen = int(path.name.removeprefix("step_"))
     for step in checkpoint_steps(path.parent):
         if step > chosen:
-            later = path.parent / f"step_{step:08d}"
-            aside = path.parent / f"superseded_{step:08d}"
-            files.remove_folder(aside)
-            later.rename(aside)
+            later = checkpoint_path(path.parent, step)
+            aside = files.set_aside(later, f"superseded_{step:08d}")
             log.warning("%s is set aside as %s, because the run goes back to %s", later.name, aside.name, path.name)
 
 
