@@ -7,7 +7,6 @@ checksum of itself. It is written last, so a folder without one was never finish
 import json
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,9 @@ class Keep:
 def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in ``folder``, ascending; working folders and strangers are passed over."""
     names = (path.name for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
-    return sorted(int(name.removeprefix(_PREFIX)) for name in names if name.removeprefix(_PREFIX).isdecimal())
+    steps = (int(digits) for name in names if (digits := name.removeprefix(_PREFIX)).isdecimal())
+    # each once: step_10 is a stranger beside step_00000010
+    return sorted(step for step in set(steps) if checkpoint_path(folder, step).is_dir())
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -68,6 +69,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
 def save_checkpoint(folder: Path, step: int, snapshot: Snapshot, keep: Keep) -> Path:
     """Write ``snapshot`` as ``folder/step_XXXXXXXX`` and delete the checkpoints that are not to be kept.
 
+    One that can't be deleted is warned of: the new one is there all the same.
+
     Raises:
         CheckpointError: if it can't be written (disk full, no permission); older checkpoints are left as they are, and
             what was written of this one is deleted as far as possible.
@@ -82,17 +85,23 @@ def save_checkpoint(folder: Path, step: int, snapshot: Snapshot, keep: Keep) -> 
         written[_STATE] = files.write_json(working / _STATE, snapshot.plain)
         files.write_json(working / _MANIFEST, _manifest(step, written))
         files.publish(working, target)
-        for old in keep.doomed(checkpoint_steps(folder)):
-            files.remove_folder(checkpoint_path(folder, old))
     except OSError as error:
-        with suppress(OSError):
-            files.remove_leftovers(folder)
+        files.remove_leftovers(folder)
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {target}: {error}; older checkpoints are intact, "
             "make room or permission and start the same command again",
             exit_status=1,
         ) from error
+    _rotate(folder, keep)
     return target
+
+
+def _rotate(folder: Path, keep: Keep) -> None:
+    for old in keep.doomed(checkpoint_steps(folder)):
+        try:
+            files.remove_folder(checkpoint_path(folder, old))
+        except OSError as error:
+            log.warning("the checkpoint of step %d, which is not to be kept, can't be deleted: %s", old, error)
 
 
 def _manifest(step: int, written: Mapping[str, Written]) -> dict[str, Any]:
@@ -143,7 +152,7 @@ def _read_manifest(path: Path) -> dict[str, Written]:
         whole = checksum == _own_checksum(manifest)
         found = manifest["format"]
     except FileNotFoundError:
-        raise CheckpointError(f"{_MANIFEST} is missing") from None
+        raise CheckpointError(f"{_MANIFEST} is missing{_if_from_before_manifests(path)}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{_MANIFEST} is damaged ({error})") from None
     if not whole:
@@ -153,6 +162,14 @@ def _read_manifest(path: Path) -> dict[str, Written]:
     if checkpoint_path(path.parent, manifest["step"]).name != path.name:
         raise CheckpointError(f"{_MANIFEST} is that of step {manifest['step']}")
     return {name: Written(**file) for name, file in manifest["files"].items()}
+
+
+def _if_from_before_manifests(path: Path) -> str:
+    try:
+        earlier = json.loads((path / _STATE).read_bytes())["format"] == 1
+    except (OSError, ValueError, KeyError, TypeError):
+        earlier = False
+    return ": it is of an earlier version of smet-train, which wrote none; go on with that version" if earlier else ""
 
 
 def require_checkpoint(path: Path) -> None:

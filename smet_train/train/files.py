@@ -5,7 +5,9 @@ any moment, of the process or of the machine, leaves either the old state or the
 mixture.
 """
 
+import errno
 import json
+import logging
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -19,9 +21,12 @@ import xxhash
 from safetensors.torch import load_file
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 _WORKING = ".writing-"
 _DELETING = ".deleting-"
 _READ_BYTES = 1 << 24
+_FOLDERS_NEED_NO_FLUSH = (errno.EINVAL, errno.ENOTSUP)  # what network file systems without it answer
 # The names that the safetensors format has for what a checkpoint holds.
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -42,10 +47,13 @@ class Disk:
                     left = left[file.write(left) :]
 
     def sync(self, path: Path) -> None:
-        """Flush a file, or the entries of a folder."""
+        """Flush a file, or the entries of a folder where the file system can."""
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _FOLDERS_NEED_NO_FLUSH or not path.is_dir():
+                raise
         finally:
             os.close(descriptor)
 
@@ -103,13 +111,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
 def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
     header: dict[str, Any] = {}
     end = 0
-    for name, tensor in tensors.items():
+    # widest values first, so that each begins at a multiple of its size
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    for name, tensor in ordered:
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
     yield struct.pack("<Q", len(text)) + text
-    for tensor in tensors.values():
+    for _, tensor in ordered:
         if tensor.numel():
             flat = tensor.detach().cpu().contiguous().view(-1)
             yield memoryview(flat.view(torch.uint8).numpy().data)
@@ -144,12 +154,20 @@ def new_working_folder(target: Path) -> Path:
     """An empty folder beside ``target`` to write into before :func:`publish`."""
     folder = target.parent / f"{_WORKING}{target.name}"
     _remove(folder)
-    missing = [parent for parent in target.parents if not parent.is_dir()]
-    for parent in reversed(missing):
-        disk.make_folder(parent)
-        disk.sync(parent.parent)
+    for parent in reversed(target.parents):
+        if not parent.is_dir():
+            disk.make_folder(parent)
+    if not any(target.parent.iterdir()):
+        _flush_names_down_to(target.parent)
     disk.make_folder(folder)
     return folder
+
+
+def _flush_names_down_to(folder: Path) -> None:
+    """Whoever made the folders on the way may not have flushed their names, and without those all below is lost."""
+    for parent in folder.absolute().parents:
+        with suppress(PermissionError):  # not ours to make, then
+            disk.sync(parent)
 
 
 def publish(working: Path, target: Path) -> None:
@@ -161,7 +179,8 @@ def publish(working: Path, target: Path) -> None:
 
 
 def remove_folder(target: Path) -> None:
-    """Delete a folder; it loses its final name first, so that a crash leaves nothing half-deleted under it."""
+    """Delete a folder with all that is in it; it loses its final name first, so that a crash leaves nothing
+    half-deleted under it."""
     if target.exists():
         doomed = target.parent / f"{_DELETING}{target.name}"
         _remove(doomed)
@@ -182,15 +201,20 @@ def set_aside(path: Path, name: str) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a crash left half-written or half-deleted in ``folder``."""
+    """Delete what a crash left half-written or half-deleted in ``folder``; what can't be deleted is warned of."""
     for path in folder.glob(".*"):
         if path.name.startswith((_WORKING, _DELETING)):
-            _remove(path)
+            try:
+                _remove(path)
+            except OSError as error:
+                log.warning("%s is left of an earlier save and can't be deleted: %s", path, error)
 
 
 def _remove(path: Path) -> None:
-    """Delete a folder of files, if it is there."""
-    if path.is_dir():
+    """Delete a file, or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
         for entry in path.iterdir():
-            disk.remove_file(entry)
+            _remove(entry)
         disk.remove_empty_folder(path)
+    elif path.is_symlink() or path.exists():
+        disk.remove_file(path)

@@ -16,12 +16,12 @@ def choose_checkpoint(resume: str, run_folder: Path, *, check_all: bool = False)
 
     ``auto`` takes the newest good one of the run folder. ``never`` takes none. A path names a checkpoint, or a run
     folder whose newest good one is taken; once the run has checkpoints of its own that are not older in origin, it goes
-    on from those, so that the same command typed again after a crash loses nothing. A path inside the run folder goes
-    back to it, and the later checkpoints are set aside.
+    on from those, so that the same command typed again after a crash loses nothing, whatever has become of the other
+    checkpoint. A path inside the run folder goes back to it, and the later checkpoints are set aside.
 
     Args:
-        check_all: check every checkpoint of the run folder and warn of each that can't be used, not only down to the
-            first good one.
+        check_all: check every checkpoint of the folder and warn of each that can't be used, not only down to the first
+            good one.
 
     Raises:
         CheckpointError: if the path is no checkpoint or is damaged, if no checkpoint of a folder is good, or if
@@ -38,19 +38,15 @@ def choose_checkpoint(resume: str, run_folder: Path, *, check_all: bool = False)
     if resume == "auto":
         return newest_good(own_folder, check_all=check_all, own=True)
     path = Path(resume).expanduser()
-    if not path.exists():
-        raise CheckpointError(
-            f"checkpoint.resume={path} does not exist; write auto, never, or the path of a checkpoint such as "
-            "<run folder>/checkpoints/step_00000500"
-        )
-    named = _named_checkpoint(path)
-    if named.parent.resolve() == own_folder.resolve():
-        _set_later_aside(named)
-        return named
-    own = newest_good(own_folder, check_all=check_all, own=True)
+    inside = own_folder.resolve() in (path.resolve(), path.resolve().parent, path.resolve() / "checkpoints")
+    own = None if inside else newest_good(own_folder, check_all=check_all, own=True)
     if own is not None:
-        log.warning("going on from %s, which this run wrote after it had started from %s", own, named)
-    return own or named
+        log.warning("going on from %s, which this run wrote after it had started from %s", own, path)
+        return own
+    named = _named_checkpoint(path, check_all=check_all)
+    if inside:
+        _set_later_aside(named)
+    return named
 
 
 def newest_good(folder: Path, *, check_all: bool, own: bool) -> Path | None:
@@ -62,6 +58,23 @@ def newest_good(folder: Path, *, check_all: bool, own: bool) -> Path | None:
     Raises:
         CheckpointError: if there are checkpoints, but none is good; they keep their names then.
     """
+    good, broken = _checked(folder, check_all=check_all)
+    if good is None and broken:
+        told = "; ".join(f"{path.name}: {reason}" for path, reason in broken)
+        raise CheckpointError(
+            f"no checkpoint in {folder} can be used ({told}); restore one from a copy, or start over with "
+            "checkpoint.resume=never",
+            exit_status=1,
+        )
+    for path, reason in broken:
+        _tell(path, reason, good)
+        if own:
+            _set_aside(path, "broken")
+    return good
+
+
+def _checked(folder: Path, *, check_all: bool) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest good checkpoint, and the ones that are not with the reason, newest first; down to it, or all."""
     good: Path | None = None
     broken: list[tuple[Path, str]] = []
     for step in reversed(checkpoint_steps(folder)):
@@ -73,31 +86,44 @@ def newest_good(folder: Path, *, check_all: bool, own: bool) -> Path | None:
             good = path
         if good is not None and not check_all:
             break
-    if good is None and broken:
-        told = "; ".join(f"{path.name}: {reason}" for path, reason in broken)
-        raise CheckpointError(
-            f"no checkpoint in {folder} can be used ({told}); restore one from a copy, or start over with "
-            "checkpoint.resume=never",
-            exit_status=1,
-        )
-    for path, reason in broken:
-        log.warning("%s can't be used: %s; going on from %s", path, reason, good.name if good else None)
-        if own:
-            files.set_aside(path, path.name.replace("step_", "broken_"))
-    return good
+    return good, broken
 
 
-def _named_checkpoint(path: Path) -> Path:
+def _tell(path: Path, reason: str, used: Path | None) -> None:
+    log.warning("%s can't be used: %s; going on from %s", path, reason, used.name if used else None)
+
+
+def _named_checkpoint(path: Path, *, check_all: bool) -> Path:
     """The checkpoint that ``path`` is, or the newest good one of the run folder that it is."""
+    if not path.exists():
+        raise CheckpointError(
+            f"checkpoint.resume={path} does not exist; write auto, never, or the path of a checkpoint such as "
+            "<run folder>/checkpoints/step_00000500"
+        )
     for folder in (path, path / "checkpoints"):
-        newest = newest_good(folder, check_all=False, own=False)
+        newest = newest_good(folder, check_all=check_all, own=False)
         if newest is not None:
             return newest
     require_checkpoint(path)
     reason = what_is_wrong(path)
     if reason is not None:
         raise CheckpointError(f"{path} can't be used: {reason}; resume from another checkpoint", exit_status=1)
+    if check_all:
+        for other, reason in _checked(path.parent, check_all=True)[1]:
+            _tell(other, reason, path)
     return path
+
+
+def _set_aside(path: Path, instead_of_step: str) -> Path:
+    """Rename a checkpoint to a name that is never resumed from; returns its path now."""
+    try:
+        return files.set_aside(path, path.name.replace("step", instead_of_step, 1))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} must not be gone on from, but can't be renamed: {error}; make its folder writable, or rename it "
+            "yourself",
+            exit_status=1,
+        ) from error
 
 
 def _set_later_aside(path: Path) -> None:
@@ -106,7 +132,7 @@ def _set_later_aside(path: Path) -> None:
     for step in checkpoint_steps(path.parent):
         if step > chosen:
             later = checkpoint_path(path.parent, step)
-            aside = files.set_aside(later, f"superseded_{step:08d}")
+            aside = _set_aside(later, "superseded")
             log.warning("%s is set aside as %s, because the run goes back to %s", later.name, aside.name, path.name)
 
 

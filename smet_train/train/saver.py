@@ -33,12 +33,12 @@ class Saver:
 
     def has(self, step: int) -> bool:
         """Whether the checkpoint of ``step`` is there."""
-        self.close()
+        self._wait()
         return checkpoint_path(self.folder, step).is_dir()
 
     def newest(self) -> Path | None:
         """The checkpoint of the highest step, or None."""
-        self.close()
+        self._wait()
         return latest_checkpoint(self.folder)
 
     def save(self, step: int, snapshot: Snapshot, *, last: bool = False) -> None:
@@ -63,7 +63,7 @@ class Saver:
 
     def _settle(self, *, must: bool = False) -> None:
         """Wait for what is being written; say or raise what went wrong with it."""
-        self.close()
+        self._wait()
         error, self._error = self._error, None
         if error is None:
             return
@@ -72,7 +72,13 @@ class Saver:
         log.warning("%s (checkpoint.on_error=warn: training goes on)", error)
 
     def close(self) -> None:
-        """Until nothing is being written; what went wrong is kept for the next :meth:`save`."""
+        """Wait for what is being written. What went wrong with it is a warning: the run ends by something else."""
+        self._wait()
+        error, self._error = self._error, None
+        if error is not None:
+            log.warning("%s", error)
+
+    def _wait(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None

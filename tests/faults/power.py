@@ -106,6 +106,8 @@ class Machine:
             _rename(parent.entries, name, call.target.name, node)
 
     def _sync(self, path: Path) -> None:
+        if not path.is_relative_to(self.root):
+            return  # there before, and on disk
         node = self.top if path == self.root else self._folder(path.parent).entries[path.name]
         if isinstance(node, _File):
             node.flushed = True

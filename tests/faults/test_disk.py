@@ -17,6 +17,7 @@ from smet_train.train.checkpoint import Keep, Snapshot, load_checkpoint, save_ch
 from smet_train.train.resume import choose_checkpoint
 from tests.faults.power import Machine, RecordingDisk
 
+RUN = "outputs/run"
 SAVES = 5  # with two kept, the last three rotate
 
 
@@ -28,12 +29,14 @@ def snapshot(step: int) -> Snapshot:
 
 
 def record(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RecordingDisk, list[int]]:
-    """All calls of five saves, and how many had been made when each save returned."""
+    """All calls of five saves into a new run folder, and how many had been made when each save returned."""
     disk, returned = RecordingDisk(), []
     root.mkdir()
     monkeypatch.setattr(files, "disk", disk)
+    for folder in ("outputs", RUN):
+        disk.make_folder(root / folder)  # as whoever starts the run does, without flushing it
     for step in range(1, SAVES + 1):
-        save_checkpoint(root / "checkpoints", step, snapshot(step), Keep(2))
+        save_checkpoint(root / RUN / "checkpoints", step, snapshot(step), Keep(2))
         returned.append(len(disk.calls))
     monkeypatch.undo()
     return disk, returned
@@ -66,7 +69,7 @@ FATES: dict[str, list[str | None]] = {"process": [None], "machine": ["none", "al
 def test_whatever_call_is_the_last_a_whole_checkpoint_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, campaign: Any, dies: str
 ) -> None:
-    root = tmp_path / "run"
+    root = tmp_path / "disk"
     disk, returned = record(root, monkeypatch)
     names = {
         "process": "a crash or a torn write at every file-system call: recovered",
@@ -83,7 +86,7 @@ def test_whatever_call_is_the_last_a_whole_checkpoint_is_found(
                         machine.do(call)
                     found = tmp_path / "found"
                     machine.build(found, fate, draw)
-                    tally.note(problem(number, fate, recovered(found, saved)), began - saved)
+                    tally.note(problem(number, fate, recovered(found / RUN, saved)), began - saved)
                     shutil.rmtree(found)
 
 
@@ -103,7 +106,7 @@ def problem(number: int, fate: str | None, what: str | None) -> str | None:
 
 def test_control_without_flushes_power_loss_breaks_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trials can fail: a save that flushes nothing is not recovered from."""
-    root, broken = tmp_path / "run", 0
+    root, broken = tmp_path / "disk", 0
     disk, returned = record(root, monkeypatch)
     for number in range(len(disk.calls) + 1):
         machine = Machine(root)
@@ -112,11 +115,55 @@ def test_control_without_flushes_power_loss_breaks_checkpoints(tmp_path: Path, m
                 machine.do(call)
         machine.build(tmp_path / "found", "some", random.Random(number))
         try:
-            broken += recovered(tmp_path / "found", sum(number >= calls for calls in returned)) is not None
+            broken += recovered(tmp_path / "found" / RUN, sum(number >= calls for calls in returned)) is not None
         except CheckpointError:
             broken += 1
         shutil.rmtree(tmp_path / "found")
     assert broken > 20
+
+
+class FailingOnce(files.Disk):
+    """Fails at one call of all."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+        for name in ("write", "sync", "rename", "make_folder", "remove_file", "remove_empty_folder"):
+            setattr(self, name, self._counted(getattr(super(), name)))
+
+    def _counted(self, call: Callable[..., None]) -> Callable[..., None]:
+        def count_down(*arguments: Any) -> None:
+            self.left -= 1
+            if self.left == 0:
+                raise OSError(errno.EIO, "Input/output error")
+            call(*arguments)
+
+        return count_down
+
+
+def test_an_error_from_any_call_costs_one_save_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, campaign: Any
+) -> None:
+    """And the next save mends what it left."""
+    disk, _ = record(tmp_path / "recorded", monkeypatch)
+    with campaign("an error from every file-system call: one save lost at most", unit="saves") as tally:
+        for number in tally.some(list(range(1, len(disk.calls) + 1)), few=40):
+            run, lost, wrong = tmp_path / "run", [], None
+            monkeypatch.setattr(files, "disk", FailingOnce(number))
+            for step in range(1, SAVES + 1):
+                try:
+                    save_checkpoint(run / "checkpoints", step, snapshot(step), Keep(2))
+                except CheckpointError:
+                    lost.append(step)
+                saved = max(set(range(step + 1)) - set(lost))
+                wrong = wrong or recovered(run, saved)
+            monkeypatch.undo()
+            save_checkpoint(run / "checkpoints", SAVES + 1, snapshot(SAVES + 1), Keep(2))
+            files.remove_leftovers(run / "checkpoints")  # as the next start does
+            names = sorted(path.name for path in (run / "checkpoints").iterdir())
+            if len(names) != 2 or names[-1] != f"step_{SAVES + 1:08d}":
+                wrong = f"it leaves {names}"
+            tally.note(problem(number, "an error", wrong), len(lost))
+            shutil.rmtree(run)
 
 
 class SmallDisk(files.Disk):

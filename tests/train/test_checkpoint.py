@@ -1,5 +1,7 @@
 import errno
 import json
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,11 +56,17 @@ def test_working_folders_and_strangers_are_not_checkpoints(tmp_path: Path) -> No
     for name in (".writing-step_00000009", "step_x", "superseded_00000008", ".deleting-step_00000001"):
         (tmp_path / name).mkdir()
     (tmp_path / "step_00000007").touch()
+    (tmp_path / "step_10").mkdir()
     assert checkpoint_steps(tmp_path) == []
     assert latest_checkpoint(tmp_path) is None
     assert latest_checkpoint(tmp_path / "missing") is None
     files.remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000007", "step_x", "superseded_00000008"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step_00000007",
+        "step_10",
+        "step_x",
+        "superseded_00000008",
+    ]
 
 
 class Failing(files.Disk):
@@ -107,7 +115,7 @@ def test_files_are_on_disk_before_the_folder_gets_its_name(tmp_path: Path, monke
     recording = Recording()
     monkeypatch.setattr(files, "disk", recording)
     save_checkpoint(tmp_path, 1, snapshot(), Keep(1))
-    assert recording.calls == [
+    assert recording.calls[-6:] == [
         "sync model.safetensors",
         "sync state.json",
         "sync manifest.json",
@@ -115,6 +123,78 @@ def test_files_are_on_disk_before_the_folder_gets_its_name(tmp_path: Path, monke
         "rename to step_00000001",
         f"sync {tmp_path.name}",
     ]
+
+
+def test_the_first_save_flushes_the_names_of_all_folders_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = Recording()
+    monkeypatch.setattr(files, "disk", recording)
+    folder = tmp_path / "outputs" / "run" / "checkpoints"
+    folder.parent.mkdir(parents=True)
+    save_checkpoint(folder, 1, snapshot(), Keep(1))
+    assert recording.calls[:3] == ["sync run", "sync outputs", f"sync {tmp_path.name}"]
+
+
+def test_a_folder_that_may_not_be_read_is_not_ours_to_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(files.Disk):
+        def sync(self, path: Path) -> None:
+            if path in tmp_path.parents:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            super().sync(path)
+
+    monkeypatch.setattr(files, "disk", Closed())
+    assert what_is_wrong(save_checkpoint(tmp_path, 1, snapshot(), Keep(1))) is None
+
+
+def test_a_file_system_that_flushes_no_folders_will_do_but_files_must_be_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, refused = os.fsync, [stat.S_ISDIR]
+
+    def refuse(descriptor: int) -> None:
+        if any(kind(os.fstat(descriptor).st_mode) for kind in refused):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert what_is_wrong(save_checkpoint(tmp_path, 1, snapshot(), Keep(1))) is None
+    refused.append(stat.S_ISREG)
+    with pytest.raises(CheckpointError, match="Invalid argument"):
+        save_checkpoint(tmp_path, 2, snapshot(), Keep(1))
+
+
+def test_strangers_inside_a_checkpoint_are_not_read_and_go_with_it(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, snapshot(1), Keep(1))
+    (path / "notes").mkdir()
+    (path / "notes" / "a.txt").write_text("x")
+    (path / "link").symlink_to(tmp_path / "nowhere")
+    (path / "extra.safetensors").write_bytes(b"no tensors")
+    assert what_is_wrong(path) is None
+    assert list(load_checkpoint(path).tensors) == ["model"]
+    save_checkpoint(tmp_path, 2, snapshot(2), Keep(1))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step_00000002"]
+
+
+def test_a_checkpoint_that_can_not_be_deleted_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_checkpoint(tmp_path, 1, snapshot(1), Keep(1))
+    monkeypatch.setattr(files, "disk", Failing("remove_file"))
+    assert what_is_wrong(save_checkpoint(tmp_path, 2, snapshot(2), Keep(1))) is None
+    files.remove_leftovers(tmp_path)
+    rotated, left = (record.message for record in caplog.records)
+    assert "the checkpoint of step 1, which is not to be kept, can't be deleted: [Errno 28]" in rotated
+    assert ".deleting-step_00000001 is left of an earlier save and can't be deleted: [Errno 28]" in left
+    assert checkpoint_steps(tmp_path) == [2]
+
+
+def test_a_leftover_of_any_kind_makes_room(tmp_path: Path) -> None:
+    (tmp_path / ".writing-step_00000001").write_text("not a folder")
+    assert what_is_wrong(save_checkpoint(tmp_path, 1, snapshot(), Keep(1))) is None
+    (tmp_path / ".deleting-step_00000009").write_text("not a folder")
+    files.remove_leftovers(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step_00000001"]
 
 
 def test_every_other_one_is_kept_for_good(tmp_path: Path) -> None:
@@ -138,6 +218,7 @@ def test_tensors_are_written_as_safetensors_reads_them(tmp_path: Path) -> None:
     written = files.write_tensors(tmp_path / "x.safetensors", tensors)
     read = files.read_tensors(tmp_path / "x.safetensors")
     assert read.keys() == tensors.keys()
+    assert all(tensor.data_ptr() % tensor.element_size() == 0 for tensor in read.values())
     assert all(read[name].equal(tensor) and read[name].dtype == tensor.dtype for name, tensor in tensors.items())
     assert files.read_checksum(tmp_path / "x.safetensors") == written
 
@@ -164,8 +245,14 @@ def edit_manifest(path: Path, **changes: object) -> None:
     (path / "manifest.json").write_text(json.dumps({**manifest, "checksum": _own_checksum(manifest)}))
 
 
+def before_manifests(path: Path) -> None:
+    (path / "manifest.json").unlink()
+    (path / "state.json").write_text(json.dumps({"format": 1, "step": 5}))
+
+
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda path: (path / "manifest.json").unlink(), "manifest.json is missing"),
+    (before_manifests, "manifest.json is missing: it is of an earlier version of smet-train"),
     (lambda path: (path / "manifest.json").write_text("{"), "manifest.json is damaged"),
     (lambda path: (path / "manifest.json").write_text("{}"), "manifest.json is damaged"),
     (lambda path: (path / "manifest.json").write_text("[]"), "manifest.json is damaged"),

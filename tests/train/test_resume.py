@@ -1,9 +1,11 @@
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
 from smet_train.errors import CheckpointError
+from smet_train.train import files
 from smet_train.train.checkpoint import Keep, Snapshot, checkpoint_steps, save_checkpoint
 from smet_train.train.resume import choose_checkpoint, is_finished
 
@@ -126,3 +128,41 @@ def test_a_damaged_checkpoint_that_is_named_is_an_error(tmp_path: Path) -> None:
     # a run folder stands for its newest good one; another run's folder is left as it is
     assert choose_checkpoint(str(tmp_path / "other"), tmp_path / "own") == step_path(tmp_path / "other", 5)
     assert step_path(tmp_path / "other", 10).is_dir()
+
+
+def test_a_checkpoint_that_can_not_be_set_aside_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under its name it would stand for the step, which could not be saved again."""
+
+    class ReadOnly(files.Disk):
+        def rename(self, *_: Path) -> None:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+    run_with(tmp_path, 5, 10)
+    monkeypatch.setattr(files, "disk", ReadOnly())
+    told = r"step_00000010 must not be gone on from, but can't be renamed: .*Read-only file system; make its folder"
+    with pytest.raises(CheckpointError, match=told) as caught:
+        choose_checkpoint(str(step_path(tmp_path, 5)), tmp_path)
+    assert caught.value.exit_status == 1
+    damage(step_path(tmp_path, 10))
+    with pytest.raises(CheckpointError, match=told):
+        choose_checkpoint("auto", tmp_path)
+
+
+def test_a_run_with_checkpoints_of_its_own_does_not_need_the_one_it_started_from(tmp_path: Path) -> None:
+    other, own = run_with(tmp_path / "other", 10), run_with(tmp_path / "own", 15)
+    damage(step_path(other, 10))
+    assert choose_checkpoint(str(other), own) == step_path(own, 15)
+    assert choose_checkpoint(str(tmp_path / "deleted"), own) == step_path(own, 15)
+    # a state kept to be looked at lies in the run folder, but not among its checkpoints
+    kept = save_checkpoint(own / "inspect", 17, Snapshot({}, {"step": 17}), Keep(1))
+    assert choose_checkpoint(str(kept), own) == step_path(own, 15)
+
+
+@pytest.mark.parametrize("form", ["{run}", "{run}/checkpoints", "{run}/checkpoints/step_00000010"])
+def test_full_checks_the_folder_of_a_named_one_too(tmp_path: Path, caplog: pytest.LogCaptureFixture, form: str) -> None:
+    other = run_with(tmp_path / "other", 5, 10)
+    damage(step_path(other, 5))
+    assert choose_checkpoint(form.format(run=other), tmp_path / "own", check_all=True) == step_path(other, 10)
+    (record,) = caplog.records
+    assert "step_00000005 can't be used: state.json has 1 bytes, not 11; going on from step_00000010" in record.message
+    assert step_path(other, 5).is_dir()

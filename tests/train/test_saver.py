@@ -82,7 +82,7 @@ def test_a_failed_save_may_be_a_warning_but_not_the_last(
     writer.close()
     monkeypatch.setattr(files, "disk", Full())
     writer.save(2, Snapshot({}, {}))
-    writer.close()
+    assert not writer.has(2)
     with pytest.raises(CheckpointError, match="step 4 could not be written"):
         writer.save(4, Snapshot({}, {}), last=True)
     assert len([record for record in caplog.records if "training goes on" in record.message]) == 1
@@ -94,3 +94,16 @@ def test_what_is_no_error_of_the_disk_is_never_a_warning(tmp_path: Path) -> None
     writer.save(1, Snapshot({"model": {"z": torch.zeros(2, dtype=torch.complex64)}}, {}))
     with pytest.raises(KeyError):
         writer.save(2, Snapshot({}, {}))
+
+
+def test_an_error_that_no_save_comes_after_is_told_when_the_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = Saver(tmp_path, Keep(2), asynchronous=True)
+    monkeypatch.setattr(files, "disk", Full())
+    writer.save(1, Snapshot({}, {}))
+    assert writer.newest() is None
+    writer.close()
+    writer.close()
+    (record,) = caplog.records
+    assert "step 1 could not be written" in record.message
