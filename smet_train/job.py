@@ -1,9 +1,8 @@
 """One training run from a validated configuration to the closing summary."""
 
-import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -12,10 +11,17 @@ from smet_train.analysis.layers import print_layers
 from smet_train.analysis.planning import plan_run
 from smet_train.analysis.summary import format_bytes, print_summary, run_summary
 from smet_train.build import build_data, build_device, build_run, remarks, run_header
-from smet_train.config.identity import config_differences
-from smet_train.config.plain import save_config, to_dict
+from smet_train.config.continuation import (
+    Change,
+    about_changed_files,
+    changes_text,
+    check_continuation,
+    record_resume,
+)
+from smet_train.config.paths import with_absolute_paths
+from smet_train.config.plain import save_config
 from smet_train.config.schema import Config
-from smet_train.errors import CheckpointError
+from smet_train.errors import DataError
 from smet_train.sparse.ledger import count_parameters, sparse_layers
 from smet_train.sparse_model import Vocabulary, explain_backends
 from smet_train.tracking.console import ConsoleSink, open_console
@@ -33,19 +39,6 @@ from smet_train.train.state import restore
 
 log = logging.getLogger(__name__)
 
-# A checkpoint of another run may go on under another optimizer or schedule, but not as another model.
-_SAME_MODEL = (
-    "model.",
-    "sparsity.density",
-    "sparsity.block_size",
-    "sparsity.include",
-    "sparsity.exclude",
-    "sparsity.enabled",
-    "data.sequence",
-    "data.tokenizer",
-    "train.precision",
-)
-
 
 def run_training(config: Config, run_folder: Path, console: Console | None = None) -> int:
     """Train in ``run_folder``, or say that it is finished; returns the exit status, 0.
@@ -54,34 +47,20 @@ def run_training(config: Config, run_folder: Path, console: Console | None = Non
         SmetError: with a message for the user, for everything that is wrong with settings, data or checkpoints.
     """
     console = console or open_console()
+    config = with_absolute_paths(config)
     if config.train.release_freed_memory:
         release_freed_memory()
-    run_folder.mkdir(parents=True, exist_ok=True)
     with StopRequest() as stop, run_folder_lock(run_folder):
         files.remove_leftovers(run_folder / "checkpoints")
         checkpoint = choose_checkpoint(config.checkpoint.resume, run_folder)
+        changes: list[Change] = []
         if checkpoint is not None:
-            check_same_run(load_plain(checkpoint)["config"], to_dict(config), checkpoint, run_folder)
+            changes = check_continuation(load_plain(checkpoint), config, checkpoint, run_folder)
         if is_finished(run_folder, checkpoint, config.train.steps):
             tell_finished(console, config, run_folder)
         else:
-            _train(config, run_folder, checkpoint, stop, console)
+            _train(config, run_folder, checkpoint, changes, stop, console)
     return 0
-
-
-def check_same_run(saved: dict[str, Any], wanted: dict[str, Any], checkpoint: Path, run_folder: Path) -> None:
-    """Refuse to go on from a checkpoint under settings that it was not trained with, naming both values."""
-    own = checkpoint.parent.parent.resolve() == run_folder.resolve()
-    changed = [
-        (key, old, new) for key, old, new in config_differences(saved, wanted) if own or key.startswith(_SAME_MODEL)
-    ]
-    if changed:
-        key, old, new = changed[0]
-        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-        raise CheckpointError(
-            f"{checkpoint} was trained with {key}={json.dumps(old)}, now {key}={json.dumps(new)}{more}; set it back, "
-            "or start another run with hydra.run.dir=... or checkpoint.resume=never"
-        )
 
 
 def tell_finished(console: Console, config: Config, run_folder: Path) -> None:
@@ -94,7 +73,14 @@ def tell_finished(console: Console, config: Config, run_folder: Path) -> None:
     )
 
 
-def _train(config: Config, run_folder: Path, checkpoint: Path | None, stop: StopRequest, console: Console) -> None:
+def _train(
+    config: Config,
+    run_folder: Path,
+    checkpoint: Path | None,
+    changes: Sequence[Change],
+    stop: StopRequest,
+    console: Console,
+) -> None:
     build_device(config)  # a device that is not there is said before minutes go into data
     tokenizer_file = find_tokenizer(run_folder, checkpoint)
     console.print("preparing the data …" if tokenizer_file else "preparing the data and its tokenizer …")
@@ -105,8 +91,11 @@ def _train(config: Config, run_folder: Path, checkpoint: Path | None, stop: Stop
         start_rss_bytes = memory_use(torch.device("cpu"))["rss_bytes"]
         run = build_run(config, run_folder, data, stop)
         run.start_rss_bytes, run.planned = start_rss_bytes, plan_bytes(config, data.tokenizer)
-        start(run, config, checkpoint)
+        start(run, config, checkpoint, changes)
         announce(console, config, run, data.source.description)
+        for line in changes_text(changes, config):
+            console.print(line, soft_wrap=True, markup=False)
+            log.info("%s", line)
         add_displays(config, run, console)
         reason = train(run)
     finally:
@@ -132,14 +121,18 @@ def find_tokenizer(run_folder: Path, checkpoint: Path | None) -> Path | None:
     return path if checkpoint is not None and path.is_file() else None
 
 
-def start(run: Run, config: Config, checkpoint: Path | None) -> None:
+def start(run: Run, config: Config, checkpoint: Path | None, changes: Sequence[Change]) -> None:
     """Put the run at its first step or where the checkpoint was taken."""
     if checkpoint is None:
         run.metrics.truncate(0)  # what a run that died before its first checkpoint has left
         run.tracker.emit(run_header(config, run))
         return
     own = checkpoint.parent.resolve() == run.checkpoints.resolve()
-    restore(run, load_checkpoint(checkpoint), same_folder=own)
+    try:
+        restore(run, load_checkpoint(checkpoint), same_folder=own)
+    except DataError as error:
+        raise about_changed_files(error, changes) from error
+    record_resume(run.folder, checkpoint, run.state.step, changes)
     if not own:
         run.tracker.emit(run_header(config, run))
     log.info("resumed from %s", checkpoint)

@@ -42,13 +42,6 @@ def short_hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def config_differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(key, old value, new value) of the settings that differ, without volatile ones; a missing one is None."""
-    before, after = lasting_settings(old), lasting_settings(new)
-    keys = [*before, *(key for key in after if key not in before)]
-    return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
-
-
 def default_run_folder(config: Config, name: str) -> Path:
     """``outputs/<name>-<hash>``, where the same command finds its run again.
 

@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -62,4 +63,4 @@ with run_folder_lock(pathlib.Path(sys.argv[1])):
         holder.kill()
         holder.wait()
     with run_folder_lock(tmp_path):
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        assert (tmp_path / ".lock").read_text() == f"{os.getpid()} {socket.gethostname()}"
