@@ -14,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from smet_train.config import messages
-from smet_train.config.fields import leaves
+from smet_train.config.fields import leaves, spell
 from smet_train.config.identity import default_run_folder, fresh_folder, short_hash
 from smet_train.config.locate import config_folder
+from smet_train.config.plain import flatten
 from smet_train.config.saved import read_settings
 from smet_train.config.schema import Config
 from smet_train.config.validate import check_range, validate
@@ -25,6 +26,8 @@ from smet_train.errors import ConfigError
 MAIN_CONFIG = "train"
 RESUMED_CONFIG = "resumed"
 VERSION_BASE = "1.3"
+
+_KNOWN_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 OwnSettings = TypeVar("OwnSettings")
 
@@ -85,12 +88,20 @@ def compose_own(prefix: str, overrides: list[str], defaults: OwnSettings) -> Own
     for override in overrides:
         if override.partition("=")[0] not in known:
             raise ConfigError(f"unknown key {override.partition('=')[0]}; there is {', '.join(known)}")
+    name = prefix.rstrip(".")
     with translated():
-        given = OmegaConf.from_dotlist([override.removeprefix(prefix) for override in overrides])
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(defaults), given))
+        whole = OmegaConf.merge({name: OmegaConf.structured(defaults)}, *map(_from_dotlist, overrides))
+        settings = cast(dict[str, Any], OmegaConf.to_object(whole))[name]
     for leaf in known.values():
         check_range(leaf, getattr(settings, leaf.key.removeprefix(prefix)))
     return cast(OwnSettings, settings)
+
+
+def _from_dotlist(override: str) -> DictConfig:
+    try:
+        return OmegaConf.from_dotlist([override])
+    except yaml.YAMLError as error:
+        raise ConfigError(messages.unreadable_override(override)) from error
 
 
 def to_config(settings: DictConfig) -> Config:
@@ -98,9 +109,20 @@ def to_config(settings: DictConfig) -> Config:
     trained = OmegaConf.masked_copy(settings, [str(key) for key in settings if key != "hydra"])
     # By way of plain values: a key that an override added with a plus sign would otherwise be let through.
     plain = OmegaConf.to_container(trained, resolve=True, enum_to_str=True)
+    _check_complete(plain)
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _escaped(plain)))
     assert isinstance(config, Config)
     return config
+
+
+def _check_complete(plain: Any) -> None:
+    """Raises ConfigError if an override took a setting away: its default would be trained instead, unasked for."""
+    given = flatten(plain)
+    for leaf in leaves(Config()):
+        if given.get(leaf.key, "???") == "???":
+            raise ConfigError(
+                f"{leaf.key} has no value ({leaf.help}); write for instance {leaf.key}={spell(leaf.default)}"
+            )
 
 
 def _escaped(value: Any) -> Any:
@@ -115,7 +137,32 @@ def _escaped(value: Any) -> Any:
 def compose_settings(overrides: list[str], config_name: str, config_dir: Path | None) -> DictConfig:
     """What Hydra composes, with its own section ``hydra``."""
     with initialized():
-        return hydra.compose(config_name, searching(overrides, config_dir), return_hydra_config=True)
+        return hydra_compose(config_name, searching(overrides, config_dir))
+
+
+def hydra_compose(config_name: str, overrides: list[str]) -> DictConfig:
+    """``hydra.compose`` whose every exception is a ConfigError or one that :func:`translated` knows.
+
+    Hydra asserts, or trips over a type, for some overrides that its grammar lets through, such as ``model=null``.
+    """
+    try:
+        return hydra.compose(config_name, overrides, return_hydra_config=True)
+    except _KNOWN_ERRORS:
+        raise
+    except Exception as error:
+        raise ConfigError(messages.unusable_override(_culprit(config_name, overrides), error)) from error
+
+
+def _culprit(config_name: str, overrides: list[str]) -> str:
+    """The first of ``overrides`` that Hydra trips over by itself."""
+    for override in overrides:
+        try:
+            hydra.compose(config_name, [override], return_hydra_config=True)
+        except _KNOWN_ERRORS:
+            continue
+        except Exception:
+            return override
+    return " ".join(overrides)
 
 
 @contextmanager
@@ -145,7 +192,7 @@ def translated() -> Iterator[None]:
     """Turn the errors of Hydra, OmegaConf and YAML into ConfigError."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+    except _KNOWN_ERRORS as error:
         raise ConfigError(_explain(error)) from error
 
 
@@ -155,6 +202,9 @@ def _explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return messages.unknown_option(group, name, error.options)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: {error.problem}; this is not YAML"
     text = str(error)
     several = re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^']+)'", text)
     if several:

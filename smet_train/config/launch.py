@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-import hydra
 from hydra import version
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
@@ -21,6 +20,7 @@ from smet_train.config.compose import (
     RESUMED_CONFIG,
     VERSION_BASE,
     compose_settings,
+    hydra_compose,
     initialized,
     register,
     searching,
@@ -227,11 +227,11 @@ def _check_sweep(overrides: list[str], name: str, folder: Path | None) -> DictCo
             elif override.is_discrete_sweep():
                 choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
         first = [values[0] for values in choices]
-        settings = hydra.compose(name, first, return_hydra_config=True)
+        settings = hydra_compose(name, first)
         to_config(settings)
         for place, values in enumerate(choices):
             for value in values[1:]:
-                to_config(hydra.compose(name, [*first[:place], value, *first[place + 1 :]]))
+                to_config(hydra_compose(name, [*first[:place], value, *first[place + 1 :]]))
     return settings
 
 
@@ -241,6 +241,8 @@ def _folder_errors(folder: Path | None, job: _Job) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # logging.config wraps an OSError into a ValueError
+        if folder is None:  # Hydra was asked to show something, not to run
+            raise ConfigError(f"{error}; smet-train --hydra-help tells about the options of Hydra") from error
         reason = error.__cause__ or error
         if job.started or not isinstance(reason, OSError):
             raise

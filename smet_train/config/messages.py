@@ -63,6 +63,17 @@ def unreadable_override(override: str) -> str:
     )
 
 
+def unusable_override(override: str, error: Exception) -> str:
+    """Hydra reads the text but fails over it."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"{override}: a YAML file that it reads is not UTF-8 text ({error}); convert it"
+    said = (str(error).splitlines() or [""])[0]
+    key = override.lstrip("+~").partition("=")[0]
+    hint = f"write {key}=NAME, NAME being one of {', '.join(group_options(key))}" if key in groups() else ""
+    hint = hint or "write key=value, for instance sparsity.density=0.1"
+    return f"{override!r} can't be used ({type(error).__name__}{': ' if said else ''}{said[:200]}); {hint}"
+
+
 def _not_convertible(match: re.Match[str]) -> str:
     key = match["key"]
     return f"{key}={match['value']} is not {_KINDS.get(match['kind'], match['kind'])}{_example(key)}"
