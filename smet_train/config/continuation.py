@@ -136,7 +136,7 @@ def changes_text(changes: Sequence[Change], config: Config) -> list[str]:
     if moves and (topology.drop_schedule is not DropSchedule.constant or topology.stop_at < 1):
         follow.append("the topology updates")
     if follow:
-        verb = "follows" if len(follow) == 1 else "follow"
+        verb = "follows" if follow == ["the learning rate"] else "follow"
         lines.append(f"schedules   {' and '.join(follow)} from here on {verb} a run of {config.train.steps:,} steps")
     return lines
 

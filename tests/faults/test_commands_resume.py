@@ -20,7 +20,7 @@ from smet_train.config.paths import with_absolute_paths
 from smet_train.config.schema import Config
 from smet_train.errors import SmetError
 from smet_train.job import run_training
-from tests.faults.conftest import Campaign, CampaignMaker
+from tests.faults.conftest import CampaignMaker
 
 NAME = "resume with a changed setting"
 FIXED = [leaf for leaf in leaves(Config()) if matches(leaf.key, FIXED_KEYS)]
@@ -112,7 +112,8 @@ def test_what_may_not_change_is_refused(
 ) -> None:
     config, folder, _ = half_done
     with campaign(NAME, unit="s", part=f"fixed {half}") as tally:
-        for leaf in some(tally, FIXED[half::2], few=4):
+        chosen: list[Any] = tally.some(list[Any](FIXED[half::2]), few=4)
+        for leaf in chosen:
             now = value_at(config, leaf.key)
             override = "method=set" if leaf.key == "method" else f"{leaf.key}={another(leaf, now)}"
             started_s = time.perf_counter()
@@ -145,7 +146,7 @@ def test_what_may_change_is_trained_and_written_down(
     monkeypatch.setattr("smet_train.job.open_wandb", lambda **_: None)
     config, folder, weights = half_done
     with campaign(NAME, unit="s", part=f"changeable {part}") as tally:
-        for key in some(tally, list(CHANGED)[part::3], few=1):
+        for key in map(str, tally.some(list[Any](CHANGED)[part::3], few=1)):
             here = tmp_path / key
             here.mkdir()
             shutil.copy(corpus, here / "corpus.txt")
@@ -166,10 +167,6 @@ def unrecorded(run: Path, key: str, before: Any) -> str | None:
         return f"{key}: {lines}, where it was {before} and is {now}"
     facts = (lines[0]["step"], lines[0]["from"])
     return None if facts == (3, "checkpoints/step_00000003") else f"{key}: {facts}"
-
-
-def some(tally: Campaign, items: list[Any], few: int) -> list[Any]:
-    return tally.some(items, few)
 
 
 def test_other_data_under_another_name_are_refused_with_both_names(
