@@ -56,6 +56,8 @@ def run_training(config: Config, run_folder: Path, console: Console | None = Non
         changes: list[Change] = []
         if checkpoint is not None:
             changes = check_continuation(load_plain(checkpoint), config, checkpoint, run_folder)
+        elif (run_folder / "metrics.jsonl").is_file():
+            console.print("no checkpoint yet: the run starts over at step 0")
         if is_finished(run_folder, checkpoint, config.train.steps):
             tell_finished(console, config, run_folder)
         else:

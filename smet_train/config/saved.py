@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf._utils import get_yaml_loader
 
 from smet_train.config.fields import leaves
 from smet_train.config.messages import nearest, unknown_key
@@ -32,13 +31,13 @@ def read_settings(run_folder: Path) -> dict[str, Any]:
     try:
         if not path.is_file():
             raise ConfigError(_no_run(run_folder))
-        loaded = OmegaConf.load(path)
+        # Refuses a key that is given twice, as YAML files of the command line are read.
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=get_yaml_loader())
     except OSError as error:
-        raise ConfigError(f"{path} can't be read ({error.strerror or _first_line(error)}); {_REMEDY}") from error
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} can't be read ({error.strerror}); {_REMEDY}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({_first_line(error)}); {_REMEDY}") from error
-    plain = OmegaConf.to_container(loaded)
-    settings = _completed(path, plain if isinstance(loaded, DictConfig) and isinstance(plain, dict) else {})
+    settings = _completed(path, loaded if isinstance(loaded, dict) else {})
     settings["checkpoint"]["resume"] = _continuing(settings["checkpoint"]["resume"], run_folder)
     return settings
 

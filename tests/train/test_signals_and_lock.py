@@ -145,7 +145,7 @@ def test_a_lock_file_that_was_removed_is_made_again(tmp_path: Path) -> None:
         shutil.rmtree(folder)
         flock(*arguments)
 
-    fcntl.flock = remove_first  # type: ignore[assignment]
+    fcntl.flock = remove_first
     try:
         with run_folder_lock(folder):
             assert (folder / ".lock").read_text().startswith(str(os.getpid()))
