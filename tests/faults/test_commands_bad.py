@@ -361,7 +361,7 @@ def some(tally: Campaign, commands: list[Bad], few: int) -> list[Bad]:
 @pytest.mark.parametrize("half", [0, 1])
 def test_a_bad_command_is_answered_in_a_message(campaign: CampaignMaker, mistakes_folder: Path, half: int) -> None:
     with campaign(NAME, unit="s", part=str(half)) as tally:
-        for words, expected in some(tally, bad_commands()[half::2], few=25):
+        for words, expected in some(tally, bad_commands()[half::2], few=12):
             outcome = call(words, mistakes_folder)
             tally.note(failure(words, outcome, expected), outcome.wall_s)
 
@@ -370,7 +370,7 @@ def test_a_bad_command_in_a_process_of_its_own(campaign: CampaignMaker, mistakes
     commands = bad_commands()
     chosen = [commands[number * len(commands) // 24] for number in range(24)]
     with campaign(NAME, unit="s", part="processes") as tally:
-        for words, expected in some(tally, chosen, few=3):
+        for words, expected in some(tally, chosen, few=2):
             outcome = call_process(words, mistakes_folder)
             tally.note(failure(words, outcome, expected), outcome.wall_s)
 

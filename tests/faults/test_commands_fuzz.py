@@ -69,7 +69,7 @@ def fuzzed(draw: random.Random) -> str:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_it_is_composed_or_told_in_a_message(campaign: CampaignMaker, tmp_path: Path, part: int) -> None:
     with campaign(NAME, unit="s", part=str(part)) as tally:
-        for number, draw in enumerate(tally.draws(few=10, every=2000 // PARTS)):
+        for number, draw in enumerate(tally.draws(few=5, every=2000 // PARTS)):
             text = fuzzed(draw)
             if text in ("-h", "--help"):
                 continue

@@ -112,7 +112,7 @@ def test_what_may_not_change_is_refused(
 ) -> None:
     config, folder, _ = half_done
     with campaign(NAME, unit="s", part=f"fixed {half}") as tally:
-        chosen: list[Any] = tally.some(list[Any](FIXED[half::2]), few=4)
+        chosen: list[Any] = tally.some(list[Any](FIXED[half::2]), few=2)
         for leaf in chosen:
             now = value_at(config, leaf.key)
             override = "method=set" if leaf.key == "method" else f"{leaf.key}={another(leaf, now)}"

@@ -37,7 +37,7 @@ def contend(folder: Path, start: Barrier, pause_s: float, answer: Any) -> None:
 @pytest.mark.parametrize("dead_before", [False, True])
 def test_one_of_two_holds_the_folder(campaign: CampaignMaker, tmp_path: Path, dead_before: bool) -> None:
     with campaign(NAME, unit="s", part=f"dead before: {dead_before}") as tally:
-        for number, draw in enumerate(tally.draws(few=5, every=50)):
+        for number, draw in enumerate(tally.draws(few=3, every=50)):
             folder = tmp_path / str(number)
             if dead_before:
                 leave_dead_holder(folder)
