@@ -120,6 +120,7 @@ def build_optimizer(config: Config, model: nn.Module, densities: dict[str, float
         eps=config.optimizer.eps,
         local_step=config.optimizer.local_step,
         regrow_warmup_steps=config.optimizer.regrow_warmup_steps,
+        moments=config.optimizer.moments.name,
         seed=config.seed,
     )
 

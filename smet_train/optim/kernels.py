@@ -10,11 +10,13 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from smet_train.optim.fp8 import BLOCK, M_BITS, OCTAVES, SHIFT, V_BITS
 from smet_train.sparse.compiled import MATH
 
 Array = NDArray[Any]
 
-CHUNK = 512  # elements whose factors and copies stay in the first cache
+M_OCTAVES, V_OCTAVES = OCTAVES[True], OCTAVES[False]
+CHUNK = 512  # a multiple of BLOCK: elements whose factors and copies stay in the first cache
 
 
 @njit(parallel=True, fastmath=MATH, error_model="numpy", cache=True)
@@ -55,21 +57,143 @@ def update_bf16(
         _look_up(ages, pairs, first, last, len(m_N), found)
         factors = found.view(m_N.dtype)
         patterns = np.empty((2, CHUNK), np.uint32)
-        for i in range(count):
-            patterns[0, i] = np.uint32(parameter_N[first + i]) << np.uint32(16)
-            patterns[1, i] = np.uint32(gradient_N[first + i]) << np.uint32(16)
+        _widen(parameter_N[first:last], patterns[0])
+        _widen(gradient_N[first:last], patterns[1])
         exact = patterns.view(np.float32)
         _update_chunk(exact[0, :count], exact[1, :count], m_N[first:last], v_N[first:last], factors, constants)
-        for i in range(count):
-            if np.isfinite(exact[0, i]):
-                z = np.uint64(first + i) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
-                z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-                z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-                z = z ^ (z >> np.uint64(31))
-                patterns[0, i] += np.uint32(z & np.uint64(0xFFFF))
-            elif np.isnan(exact[0, i]):
-                patterns[0, i] = np.uint32(0x7FC00000)  # cutting a NaN off could leave an infinity
-            parameter_N[first + i] = np.uint16(patterns[0, i] >> np.uint32(16))
+        noise = np.empty(CHUNK, np.uint64)
+        _draw(noise, first, count, key)
+        _narrow(exact[0], patterns[0], noise, parameter_N[first:last])
+
+
+@njit(parallel=True, fastmath=MATH, error_model="numpy", cache=True)
+def update_fp8(
+    parameter_N: Array,
+    gradient_N: Array,
+    m: tuple[Array, Array],
+    v: tuple[Array, Array],
+    ages: Array,
+    pairs: Array,
+    constants: Array,
+    key: int,
+) -> None:  # pragma: no cover
+    """As ``update`` for fp32, or patterns of bf16, with moments in 8 bits: (codes (N,), exponents (blocks,)) of each.
+
+    A chunk's moments are widened, updated and rounded while they are in the first cache; see ``fp8``.
+    """
+    elements = len(parameter_N)
+    for number in prange((elements + CHUNK - 1) // CHUNK):
+        first = number * CHUNK
+        last = min(first + CHUNK, elements)
+        count = last - first
+        blocks = slice(first // BLOCK, (last + BLOCK - 1) // BLOCK)
+        found = np.empty(CHUNK, pairs.dtype)
+        _look_up(ages, pairs, first, last, elements, found)
+        factors = found.view(np.float32)
+        moments = np.empty((2, CHUNK), np.uint32)
+        _decode(m[0][first:last], m[1][blocks], M_OCTAVES, 127, moments[0])
+        _decode(v[0][first:last], v[1][blocks], V_OCTAVES, 255, moments[1])
+        exact = moments.view(np.float32)
+        noise = np.empty(CHUNK, np.uint64)
+        _draw(noise, first, count, key)
+        if parameter_N.itemsize == 2:
+            patterns = np.empty((2, CHUNK), np.uint32)
+            _widen(parameter_N[first:last], patterns[0])
+            _widen(gradient_N[first:last], patterns[1])
+            values = patterns.view(np.float32)
+            _update_chunk(values[0, :count], values[1, :count], exact[0, :count], exact[1, :count], factors, constants)
+            _narrow(values[0], patterns[0], noise, parameter_N[first:last])
+        else:
+            _update_chunk(
+                parameter_N[first:last], gradient_N[first:last], exact[0, :count], exact[1, :count], factors, constants
+            )
+        _encode_m(exact[0], moments[0], noise, m[0][first:last], m[1][blocks])
+        _encode_v(moments[1], noise, v[0][first:last], v[1][blocks])
+
+
+@njit(fastmath=MATH, error_model="numpy", cache=True)
+def _widen(narrow_N: Array, patterns: Array) -> None:  # pragma: no cover
+    for i in range(len(narrow_N)):
+        patterns[i] = np.uint32(narrow_N[i]) << np.uint32(16)
+
+
+@njit(fastmath=MATH, error_model="numpy", cache=True)
+def _narrow(exact: Array, patterns: Array, noise: Array, narrow_N: Array) -> None:  # pragma: no cover
+    """Round ``exact``, whose bits are ``patterns``, to bf16."""
+    for i in range(len(narrow_N)):
+        if np.isfinite(exact[i]):
+            patterns[i] += np.uint32(noise[i] & np.uint64(0xFFFF))
+        elif np.isnan(exact[i]):
+            patterns[i] = np.uint32(0x7FC00000)  # cutting a NaN off could leave an infinity
+        narrow_N[i] = np.uint16(patterns[i] >> np.uint32(16))
+
+
+@njit(fastmath=MATH, error_model="numpy", cache=True)
+def _draw(noise: Array, first: int, count: int, key: int) -> None:  # pragma: no cover
+    """splitmix64 at the positions from ``first`` on."""
+    for i in range(count):
+        z = np.uint64(first + i) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        noise[i] = z ^ (z >> np.uint64(31))
+
+
+@njit(fastmath=MATH, error_model="numpy", cache=True)
+def _decode(codes: Array, exponents: Array, octaves: int, sizes: int, patterns: Array) -> None:  # pragma: no cover
+    """``Fp8.numbers``: the fp32 patterns of ``codes``, whose size is in the bits ``sizes`` and whose sign above."""
+    for block in range(len(exponents)):
+        bottom = np.uint32(max(0, np.int32(exponents[block]) - octaves) << 3)
+        for i in range(block * BLOCK, min((block + 1) * BLOCK, len(codes))):
+            code = np.uint32(codes[i])
+            size = np.uint32(code & np.uint32(sizes))
+            sign = np.uint32((code - size) << np.uint32(24))
+            patterns[i] = np.uint32(np.uint32((size + bottom) << np.uint32(SHIFT)) | sign) if size else np.uint32(0)
+
+
+@njit(fastmath=MATH, error_model="numpy", cache=True)
+def _round_block(patterns: Array, noise: Array, first_bit: int, rounded: Array) -> int:  # pragma: no cover
+    """Round a block's patterns without their sign, in ``rounded``; the exponent of the largest."""
+    largest = np.int32(0)
+    for i in range(len(patterns)):
+        size = min(np.int32(patterns[i] & np.uint32(0x7FFFFFFF)), np.int32(0x7FC00000))  # all NaN are one
+        up = np.int32((noise[i] >> np.uint64(first_bit)) & np.uint64(0xFFFFF))
+        rounded[i] = np.int32(size + up) >> np.int32(SHIFT)
+        largest = max(largest, rounded[i])
+    return largest >> 3
+
+
+@njit(fastmath=MATH, error_model="numpy", cache=True)
+def _encode_m(exact: Array, patterns: Array, noise: Array, codes: Array, exponents: Array) -> None:  # pragma: no cover
+    """``Fp8.set_`` with a sign: below the range, zero or the least, with the probability that keeps the mean."""
+    rounded = np.empty(BLOCK, np.int32)
+    least = np.empty(1, np.uint32)
+    for block in range(len(exponents)):
+        first, last = block * BLOCK, min((block + 1) * BLOCK, len(codes))
+        exponent = _round_block(patterns[first:last], noise[first:last], M_BITS, rounded)
+        exponents[block] = exponent
+        bottom = np.int32(max(0, exponent - M_OCTAVES) << 3)
+        least[0] = np.uint32((bottom + 1) << SHIFT)
+        least_number = least.view(np.float32)[0]
+        for i in range(last - first):
+            number = abs(exact[first + i])
+            up = np.float32(np.int32((noise[first + i] >> np.uint64(M_BITS)) & np.uint64(0xFFFFF)))
+            kept = np.int32(least_number * (up * np.float32(2.0**-SHIFT)) < number)
+            code = kept if number < least_number else rounded[i] - bottom
+            codes[first + i] = np.uint8(code | np.int32((patterns[first + i] >> np.uint32(24)) & np.uint32(128)))
+
+
+@njit(fastmath=MATH, error_model="numpy", cache=True)
+def _encode_v(patterns: Array, noise: Array, codes: Array, exponents: Array) -> None:  # pragma: no cover
+    """``Fp8.set_`` without a sign: what is below the range is rounded up, and zero alone is zero."""
+    rounded = np.empty(BLOCK, np.int32)
+    for block in range(len(exponents)):
+        first, last = block * BLOCK, min((block + 1) * BLOCK, len(codes))
+        exponent = _round_block(patterns[first:last], noise[first:last], V_BITS, rounded)
+        exponents[block] = exponent
+        bottom = np.int32(max(0, exponent - V_OCTAVES) << 3)
+        for i in range(last - first):
+            size = patterns[first + i] & np.uint32(0x7FFFFFFF)
+            codes[first + i] = np.uint8(max(rounded[i] - bottom, 1) if size else 0)
 
 
 @njit(fastmath=MATH, error_model="numpy", cache=True)

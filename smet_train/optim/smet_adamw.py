@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from smet_train.errors import CheckpointError, ConfigError
+from smet_train.optim.fp8 import EXPONENT, LEAST_VALUES, Fp8, moment
 from smet_train.optim.update import update
 from smet_train.sparse.sampling import stream_key
 
@@ -30,7 +31,7 @@ MAX_AGE = 255
 
 
 def _moment_dtype(parameter: Tensor) -> torch.dtype:
-    """Moments are never narrower than fp32: in bf16, 0.999 v rounds back to v and never decays."""
+    """Moments are never in bf16, where 0.999 v rounds back to v and never decays."""
     return torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
 
@@ -40,12 +41,14 @@ class SmetAdamW(torch.optim.Optimizer):
     Group keys beside those of AdamW: ``lr_scale`` (factor on lr, from the density rule), ``local_step``,
     ``regrow_warmup_steps`` (W), ``topology_moves`` (whether weights of this group are ever regrown: keeps ages).
     State is made when the optimizer is built: ``exp_avg`` and ``exp_avg_sq`` in fp32 (fp64 for fp64 parameters), shaped
-    like the parameter; ``age`` (uint8, one a slot) where needed; ``step`` and ``moved_steps`` (steps of the latest
-    topology updates, newest first) as plain integers. Parameters in bf16 are rounded stochastically, from a key of
-    (seed, position in the groups, step), so that updates smaller than their spacing are not lost.
+    like the parameter, or with ``moments="fp8"`` in 8 bits beside the exponents of :mod:`smet_train.optim.fp8`, but for
+    parameters of less than 4096 values or in fp64; ``age`` (uint8, one a slot) where needed; ``step`` and
+    ``moved_steps`` (steps of the latest topology updates, newest first) as plain integers. Parameters in bf16, and
+    moments in 8 bits, are rounded stochastically, from a key of (seed, position in the groups, step), so that updates
+    smaller than their spacing are not lost. ``moments`` is a group key too.
 
     Raises:
-        ConfigError: if lr, eps, a beta, weight_decay or regrow_warmup_steps is out of range.
+        ConfigError: if lr, eps, a beta, weight_decay or regrow_warmup_steps is out of range, or moments unknown.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class SmetAdamW(torch.optim.Optimizer):
         local_step: bool = True,
         regrow_warmup_steps: int = 100,
         topology_moves: bool = False,
+        moments: str = "fp32",
         seed: int = 0,
     ) -> None:
         if lr < 0 or eps < 0 or weight_decay < 0 or regrow_warmup_steps < 0:
@@ -69,6 +73,8 @@ class SmetAdamW(torch.optim.Optimizer):
             )
         if not all(0 <= beta < 1 for beta in betas):
             raise ConfigError(f"optimizer.betas must be two numbers in [0, 1), got {list(betas)}")
+        if moments not in ("fp32", "fp8"):
+            raise ConfigError(f"optimizer.moments={moments} is unknown; write fp32 or fp8")
         defaults = {
             "lr": lr,
             "betas": tuple(betas),
@@ -78,6 +84,7 @@ class SmetAdamW(torch.optim.Optimizer):
             "local_step": local_step,
             "regrow_warmup_steps": regrow_warmup_steps,
             "topology_moves": topology_moves,
+            "moments": moments,
         }
         super().__init__(params, defaults)
         self.seed = seed
@@ -91,8 +98,13 @@ class SmetAdamW(torch.optim.Optimizer):
         dtype = _moment_dtype(parameter)
         state = self.state[parameter]
         state["step"] = 0
-        state["exp_avg"] = torch.zeros_like(parameter, dtype=dtype)
-        state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=dtype)
+        in_8_bits = group["moments"] == "fp8" and dtype == torch.float32 and parameter.numel() >= LEAST_VALUES
+        for key in ("exp_avg", "exp_avg_sq"):
+            if in_8_bits:
+                zeros = Fp8.zeros(parameter, signed=key == "exp_avg")
+                state[key], state[key + EXPONENT] = zeros.codes, zeros.exponents
+            else:
+                state[key] = torch.zeros_like(parameter, dtype=dtype)
         if group["topology_moves"]:
             slots = [parameter.shape[0], *[1] * (parameter.dim() - 1)]  # one age for all values of a block
             state["age"] = torch.zeros(slots, dtype=torch.uint8, device=parameter.device)
@@ -116,12 +128,13 @@ class SmetAdamW(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         lr = group["lr"] * group["lr_scale"]
         table = self._table(state, group)
-        rounds = parameter.dtype == torch.bfloat16
+        m, v = moment(state, "exp_avg"), moment(state, "exp_avg_sq")
+        rounds = parameter.dtype == torch.bfloat16 or isinstance(m, Fp8)
         update(
             parameter,
             parameter.grad,
-            state["exp_avg"],
-            state["exp_avg_sq"],
+            m,
+            v,
             state["age"] if len(table) > 1 else None,
             table,
             (1 - beta1, beta2, 1 - beta2, group["eps"], -lr, -lr * group["weight_decay"]),
