@@ -61,9 +61,9 @@ def update_bf16(
         _widen(gradient_N[first:last], patterns[1])
         exact = patterns.view(np.float32)
         _update_chunk(exact[0, :count], exact[1, :count], m_N[first:last], v_N[first:last], factors, constants)
-        noise = np.empty(CHUNK, np.uint64)
-        _draw(noise, first, count, key)
-        _narrow(exact[0], patterns[0], noise, parameter_N[first:last])
+        noise = np.empty((3, CHUNK), np.uint32)
+        _draw(noise, first, key)
+        _narrow(exact[0], patterns[0], noise[0], parameter_N[first:last])
 
 
 @njit(parallel=True, fastmath=MATH, error_model="numpy", cache=True)
@@ -90,25 +90,28 @@ def update_fp8(
         found = np.empty(CHUNK, pairs.dtype)
         _look_up(ages, pairs, first, last, elements, found)
         factors = found.view(np.float32)
-        moments = np.empty((2, CHUNK), np.uint32)
-        _decode(m[0][first:last], m[1][blocks], M_OCTAVES, 127, moments[0])
-        _decode(v[0][first:last], v[1][blocks], V_OCTAVES, 255, moments[1])
-        exact = moments.view(np.float32)
-        noise = np.empty(CHUNK, np.uint64)
-        _draw(noise, first, count, key)
+        codes = np.zeros((2, CHUNK), np.uint8)  # whole blocks, whose loops have a fixed length
+        codes[0, :count] = m[0][first:last]
+        codes[1, :count] = v[0][first:last]
+        patterns = np.empty((4, CHUNK), np.uint32)
+        _decode(codes[0], m[1][blocks], M_OCTAVES, 127, patterns[0])
+        _decode(codes[1], v[1][blocks], V_OCTAVES, 255, patterns[1])
+        exact = patterns.view(np.float32)
+        noise = np.empty((3, CHUNK), np.uint32)
+        _draw(noise, first, key)
         if parameter_N.itemsize == 2:
-            patterns = np.empty((2, CHUNK), np.uint32)
-            _widen(parameter_N[first:last], patterns[0])
-            _widen(gradient_N[first:last], patterns[1])
-            values = patterns.view(np.float32)
-            _update_chunk(values[0, :count], values[1, :count], exact[0, :count], exact[1, :count], factors, constants)
-            _narrow(values[0], patterns[0], noise, parameter_N[first:last])
+            _widen(parameter_N[first:last], patterns[2])
+            _widen(gradient_N[first:last], patterns[3])
+            values, gradients = exact[2, :count], exact[3, :count]
+            _update_chunk(values, gradients, exact[0, :count], exact[1, :count], factors, constants)
+            _narrow(exact[2], patterns[2], noise[0], parameter_N[first:last])
         else:
-            _update_chunk(
-                parameter_N[first:last], gradient_N[first:last], exact[0, :count], exact[1, :count], factors, constants
-            )
-        _encode_m(exact[0], moments[0], noise, m[0][first:last], m[1][blocks])
-        _encode_v(moments[1], noise, v[0][first:last], v[1][blocks])
+            values, gradients = parameter_N[first:last], gradient_N[first:last]
+            _update_chunk(values, gradients, exact[0, :count], exact[1, :count], factors, constants)
+        _encode_m(exact[0], patterns[0], noise[1], codes[0], m[1][blocks])
+        _encode_v(patterns[1], noise[2], codes[1], v[1][blocks])
+        m[0][first:last] = codes[0, :count]
+        v[0][first:last] = codes[1, :count]
 
 
 @njit(fastmath=MATH, error_model="numpy", cache=True)
@@ -122,78 +125,92 @@ def _narrow(exact: Array, patterns: Array, noise: Array, narrow_N: Array) -> Non
     """Round ``exact``, whose bits are ``patterns``, to bf16."""
     for i in range(len(narrow_N)):
         if np.isfinite(exact[i]):
-            patterns[i] += np.uint32(noise[i] & np.uint64(0xFFFF))
+            patterns[i] += noise[i]
         elif np.isnan(exact[i]):
             patterns[i] = np.uint32(0x7FC00000)  # cutting a NaN off could leave an infinity
         narrow_N[i] = np.uint16(patterns[i] >> np.uint32(16))
 
 
 @njit(fastmath=MATH, error_model="numpy", cache=True)
-def _draw(noise: Array, first: int, count: int, key: int) -> None:  # pragma: no cover
-    """splitmix64 at the positions from ``first`` on."""
-    for i in range(count):
+def _draw(noise: Array, first: int, key: int) -> None:  # pragma: no cover
+    """splitmix64 at the positions from ``first`` on: 16 bits for the value, 20 for either moment."""
+    for i in range(CHUNK):
         z = np.uint64(first + i) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        noise[i] = z ^ (z >> np.uint64(31))
+        z = z ^ (z >> np.uint64(31))
+        noise[0, i] = np.uint32(z & np.uint64(0xFFFF))
+        noise[1, i] = np.uint32((z >> np.uint64(M_BITS)) & np.uint64(0xFFFFF))
+        noise[2, i] = np.uint32((z >> np.uint64(V_BITS)) & np.uint64(0xFFFFF))
+
+
+# What follows is ``Fp8`` in loops of 64. Every number is cast to 32 bits, or numba computes in 64 and half as fast.
+
+
+@njit(fastmath=MATH, error_model="numpy", cache=True)
+def _bottom(exponent: Any, octaves: int) -> Any:  # pragma: no cover
+    """The upper bits of the pattern whose code would be 0."""
+    return np.uint32((exponent - np.uint32(octaves)) << np.uint32(3)) if exponent > octaves else np.uint32(0)
 
 
 @njit(fastmath=MATH, error_model="numpy", cache=True)
 def _decode(codes: Array, exponents: Array, octaves: int, sizes: int, patterns: Array) -> None:  # pragma: no cover
-    """``Fp8.numbers``: the fp32 patterns of ``codes``, whose size is in the bits ``sizes`` and whose sign above."""
+    """The fp32 patterns of ``codes``, whose size is in the bits ``sizes`` and whose sign is above."""
     for block in range(len(exponents)):
-        bottom = np.uint32(max(0, np.int32(exponents[block]) - octaves) << 3)
-        for i in range(block * BLOCK, min((block + 1) * BLOCK, len(codes))):
-            code = np.uint32(codes[i])
+        bottom = _bottom(np.uint32(exponents[block]), octaves)
+        here, out = codes[block * BLOCK : (block + 1) * BLOCK], patterns[block * BLOCK : (block + 1) * BLOCK]
+        for i in range(BLOCK):
+            code = np.uint32(here[i])
             size = np.uint32(code & np.uint32(sizes))
-            sign = np.uint32((code - size) << np.uint32(24))
-            patterns[i] = np.uint32(np.uint32((size + bottom) << np.uint32(SHIFT)) | sign) if size else np.uint32(0)
+            sign = np.uint32(np.uint32(code - size) << np.uint32(24))
+            out[i] = np.uint32(np.uint32((size + bottom) << np.uint32(SHIFT)) | sign) if size else np.uint32(0)
 
 
 @njit(fastmath=MATH, error_model="numpy", cache=True)
-def _round_block(patterns: Array, noise: Array, first_bit: int, rounded: Array) -> int:  # pragma: no cover
-    """Round a block's patterns without their sign, in ``rounded``; the exponent of the largest."""
-    largest = np.int32(0)
-    for i in range(len(patterns)):
-        size = min(np.int32(patterns[i] & np.uint32(0x7FFFFFFF)), np.int32(0x7FC00000))  # all NaN are one
-        up = np.int32((noise[i] >> np.uint64(first_bit)) & np.uint64(0xFFFFF))
-        rounded[i] = np.int32(size + up) >> np.int32(SHIFT)
+def _round_block(patterns: Array, noise: Array, rounded: Array) -> Any:  # pragma: no cover
+    """Round the patterns of a block without their sign, into ``rounded``; the exponent of the largest."""
+    largest = np.uint32(0)
+    for i in range(BLOCK):
+        size = np.uint32(patterns[i] & np.uint32(0x7FFFFFFF))
+        size = min(size, np.uint32(0x7FC00000))  # all NaN are one
+        rounded[i] = np.uint32(size + noise[i]) >> np.uint32(SHIFT)
         largest = max(largest, rounded[i])
-    return largest >> 3
+    return np.uint32(largest >> np.uint32(3))
 
 
 @njit(fastmath=MATH, error_model="numpy", cache=True)
 def _encode_m(exact: Array, patterns: Array, noise: Array, codes: Array, exponents: Array) -> None:  # pragma: no cover
-    """``Fp8.set_`` with a sign: below the range, zero or the least, with the probability that keeps the mean."""
-    rounded = np.empty(BLOCK, np.int32)
-    least = np.empty(1, np.uint32)
+    """With a sign; below the range, zero or the least, with the probability that keeps the mean."""
+    rounded, least = np.empty(BLOCK, np.uint32), np.empty(1, np.uint32)
     for block in range(len(exponents)):
-        first, last = block * BLOCK, min((block + 1) * BLOCK, len(codes))
-        exponent = _round_block(patterns[first:last], noise[first:last], M_BITS, rounded)
-        exponents[block] = exponent
-        bottom = np.int32(max(0, exponent - M_OCTAVES) << 3)
-        least[0] = np.uint32((bottom + 1) << SHIFT)
-        least_number = least.view(np.float32)[0]
-        for i in range(last - first):
-            number = abs(exact[first + i])
-            up = np.float32(np.int32((noise[first + i] >> np.uint64(M_BITS)) & np.uint64(0xFFFFF)))
-            kept = np.int32(least_number * (up * np.float32(2.0**-SHIFT)) < number)
-            code = kept if number < least_number else rounded[i] - bottom
-            codes[first + i] = np.uint8(code | np.int32((patterns[first + i] >> np.uint32(24)) & np.uint32(128)))
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
+        numbers, bits, up, out = exact[part], patterns[part], noise[part], codes[part]
+        exponent = _round_block(bits, up, rounded)
+        exponents[block] = np.uint8(exponent)
+        bottom = _bottom(exponent, M_OCTAVES)
+        least[0] = np.uint32(bottom + np.uint32(1)) << np.uint32(SHIFT)
+        smallest = least.view(np.float32)[0]
+        step = np.float32(smallest * np.float32(2.0**-SHIFT))
+        for i in range(BLOCK):
+            number = abs(numbers[i])
+            kept = np.uint32(1) if np.float32(np.float32(np.int32(up[i])) * step) < number else np.uint32(0)
+            code = kept if number < smallest else np.uint32(rounded[i] - bottom)
+            out[i] = np.uint8(code | np.uint32(np.uint32(bits[i] >> np.uint32(24)) & np.uint32(128)))
 
 
 @njit(fastmath=MATH, error_model="numpy", cache=True)
 def _encode_v(patterns: Array, noise: Array, codes: Array, exponents: Array) -> None:  # pragma: no cover
-    """``Fp8.set_`` without a sign: what is below the range is rounded up, and zero alone is zero."""
-    rounded = np.empty(BLOCK, np.int32)
+    """Without a sign; what is below the range is rounded up, and zero alone is zero."""
+    rounded = np.empty(BLOCK, np.uint32)
     for block in range(len(exponents)):
-        first, last = block * BLOCK, min((block + 1) * BLOCK, len(codes))
-        exponent = _round_block(patterns[first:last], noise[first:last], V_BITS, rounded)
-        exponents[block] = exponent
-        bottom = np.int32(max(0, exponent - V_OCTAVES) << 3)
-        for i in range(last - first):
-            size = patterns[first + i] & np.uint32(0x7FFFFFFF)
-            codes[first + i] = np.uint8(max(rounded[i] - bottom, 1) if size else 0)
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
+        bits, out = patterns[part], codes[part]
+        exponent = _round_block(bits, noise[part], rounded)
+        exponents[block] = np.uint8(exponent)
+        bottom = _bottom(exponent, V_OCTAVES)
+        for i in range(BLOCK):
+            code = np.uint32(rounded[i] - bottom) if rounded[i] > bottom else np.uint32(1)
+            out[i] = np.uint8(code) if bits[i] & np.uint32(0x7FFFFFFF) else np.uint8(0)
 
 
 @njit(fastmath=MATH, error_model="numpy", cache=True)
