@@ -74,7 +74,7 @@ class SmetAdamW(torch.optim.Optimizer):
         if not all(0 <= beta < 1 for beta in betas):
             raise ConfigError(f"optimizer.betas must be two numbers in [0, 1), got {list(betas)}")
         if moments not in ("fp32", "fp8"):
-            raise ConfigError(f"optimizer.moments={moments} is unknown; write fp32 or fp8")
+            raise ConfigError(f"optimizer.moments must be fp32 or fp8, got {moments}")
         defaults = {
             "lr": lr,
             "betas": tuple(betas),
