@@ -17,7 +17,7 @@ from smet_train.config.plain import save_config, to_dict
 from smet_train.config.schema import Config
 from smet_train.errors import CheckpointError
 from smet_train.sparse.ledger import count_parameters, sparse_layers
-from smet_train.sparse_model import Vocabulary, explain_backends
+from smet_train.sparse_model import Backends, Vocabulary, explain_backends
 from smet_train.tracking.console import ConsoleSink, open_console
 from smet_train.tracking.resources import memory_use
 from smet_train.tracking.wandb_sink import open_wandb
@@ -103,10 +103,11 @@ def _train(config: Config, run_folder: Path, checkpoint: Path | None, stop: Stop
         data.tokenizer.save(run_folder / "tokenizer.json")
         save_config(config, run_folder / "config.yaml")
         start_rss_bytes = memory_use(torch.device("cpu"))["rss_bytes"]
-        run = build_run(config, run_folder, data, stop)
-        run.start_rss_bytes, run.planned = start_rss_bytes, plan_bytes(config, data.tokenizer)
+        backends = chosen_backends(checkpoint)
+        run = build_run(config, run_folder, data, stop, backends)
+        run.start_rss_bytes, run.planned = start_rss_bytes, plan_bytes(config, data.tokenizer, backends)
         start(run, config, checkpoint)
-        announce(console, config, run, data.source.description)
+        announce(console, config, run, data.source.description, backends)
         add_displays(config, run, console)
         reason = train(run)
     finally:
@@ -115,10 +116,20 @@ def _train(config: Config, run_folder: Path, checkpoint: Path | None, stop: Stop
     close(console, run, reason)
 
 
-def plan_bytes(config: Config, tokenizer: Vocabulary) -> dict[str, int]:
+def chosen_backends(checkpoint: Path | None) -> Backends:
+    """What ``sparsity.backend=auto`` chose for each layer when the run of ``checkpoint`` began; empty if it did not.
+
+    The user's cache may have gone since, and another choice would have other rounding.
+    """
+    saved = {} if checkpoint is None else load_plain(checkpoint)
+    chosen = saved.get("config", {}).get("sparsity", {}).get("backend") == "auto"
+    return saved.get("backends", {}) if chosen else {}
+
+
+def plan_bytes(config: Config, tokenizer: Vocabulary, backends: Backends) -> dict[str, int]:
     """Predicted bytes by kind, and of the peak of all tensors; empty for a model whose shapes depend on numbers."""
     try:
-        footprint = plan_run(config, vocabulary=tokenizer).footprint
+        footprint = plan_run(config, vocabulary=tokenizer, backends=backends).footprint
     except RuntimeError as error:  # what fake tensors raise
         log.info("memory can't be predicted for this model: %s", error)
         return {}
@@ -168,12 +179,12 @@ def add_displays(config: Config, run: Run, console: Console) -> None:
         run.tracker.add(wandb)
 
 
-def announce(console: Console, config: Config, run: Run, source: str) -> None:
+def announce(console: Console, config: Config, run: Run, source: str, backends: Backends) -> None:
     """Say what is about to happen."""
     layers = sparse_layers(run.model)
     if layers:
         print_layers(console, layers)
-    for line in [*explain_backends(config, layers.values(), run.device), *remarks(config)]:
+    for line in [*explain_backends(config, layers, run.device, backends), *remarks(config)]:
         console.print(line, soft_wrap=True)
     active, dense = count_parameters(run.model)
     settings = run.settings
