@@ -16,7 +16,7 @@ keep age 255 and count as fully grown: no correction, no warm-up (b2^t is below 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from smet_train.optim.update import update
 from smet_train.sparse.sampling import stream_key
 
 MAX_AGE = 255
+_KEPT_TABLES = 8  # more than there are kinds of parameters in one step
 
 
 def _moment_dtype(parameter: Tensor) -> torch.dtype:
@@ -88,6 +89,7 @@ class SmetAdamW(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
         self.seed = seed
+        self._tables: dict[tuple[Any, ...], Tensor] = {}
         self._places: dict[Tensor, tuple[dict[str, Any], str]] = {}
         for number, group in enumerate(self.param_groups):
             for position, parameter in enumerate(group["params"]):
@@ -127,8 +129,8 @@ class SmetAdamW(torch.optim.Optimizer):
         assert parameter.grad is not None
         beta1, beta2 = group["betas"]
         lr = group["lr"] * group["lr_scale"]
-        table = self._table(state, group)
         m, v = moment(state, "exp_avg"), moment(state, "exp_avg_sq")
+        table = self._table(state, group, _moment_dtype(parameter))
         rounds = parameter.dtype == torch.bfloat16 or isinstance(m, Fp8)
         update(
             parameter,
@@ -141,16 +143,16 @@ class SmetAdamW(torch.optim.Optimizer):
             stream_key(self.seed, stream, state["step"], "stochastic rounding") if rounds else 0,
         )
 
-    def _table(self, state: dict[str, Any], group: Mapping[str, Any]) -> list[tuple[float, float]]:
-        """w / (1 - b1^t) and (1 - b2^t)^-1/2 for each age; of one entry where all weights share them."""
-        if "age" not in state:
-            return [age_factors(state["step"], True, group)]
-        table = [age_factors(t, first, group) for t, first in local_steps(state["step"], state["moved_steps"])]
-        if not group["local_step"]:  # warm-up counts local steps, the moments' corrections the shared one
-            shared = age_factors(state["step"], True, group)
-            warmups = [_warmup(t, first, group) for t, first in local_steps(state["step"], state["moved_steps"])]
-            table = [(shared[0] * w, shared[1]) for w in warmups]
-        return table if len(set(table)) > 1 else table[:1]
+    def _table(self, state: dict[str, Any], group: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
+        """``factor_table`` of a parameter, (ages, 2): made once for all that have moved and stepped together."""
+        moved = tuple(state["moved_steps"]) if "age" in state else None
+        settings = tuple(group["betas"]), group["local_step"], group["regrow_warmup_steps"]
+        key = state["step"], moved, settings, dtype
+        if key not in self._tables:
+            if len(self._tables) >= _KEPT_TABLES:
+                self._tables.clear()
+            self._tables[key] = torch.tensor(factor_table(state["step"], moved, group), dtype=dtype)
+        return self._tables[key]
 
     @torch.no_grad()
     def note_topology_update(self, parameter: nn.Parameter, step: int) -> None:
@@ -215,7 +217,20 @@ def age_factors(t: float, first: bool, group: Mapping[str, Any]) -> tuple[float,
     return _warmup(t, first, group) / (1 - beta1**t), (1 - beta2**t) ** -0.5
 
 
-def local_steps(step: int, moved_steps: list[int]) -> list[tuple[float, bool]]:
+def factor_table(step: int, moved_steps: Sequence[int] | None, group: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """``age_factors`` for each age; one pair alone where all weights share it, or where there are no ages (None)."""
+    shared = age_factors(step, True, group)
+    if moved_steps is None:
+        return [shared]
+    steps = local_steps(step, moved_steps)
+    if group["local_step"]:
+        table = [age_factors(t, first, group) for t, first in steps]
+    else:  # warm-up counts local steps, the moments' corrections the shared one
+        table = [(shared[0] * _warmup(t, first, group), shared[1]) for t, first in steps]
+    return table if len(set(table)) > 1 else table[:1]
+
+
+def local_steps(step: int, moved_steps: Sequence[int]) -> list[tuple[float, bool]]:
     """For every age from 0 on: the local step at optimizer step ``step`` and whether it is the first topology's age.
 
     ``moved_steps`` are the steps after which the topology moved, newest first. A weight of age a was grown after

@@ -19,7 +19,7 @@ def update(
     m: Tensor | Fp8,
     v: Tensor | Fp8,
     age: Tensor | None,
-    table: Sequence[tuple[float, float]],
+    table: Tensor,
     constants: Sequence[float],
     key: int,
 ) -> None:
@@ -28,20 +28,18 @@ def update(
     Args:
         m: fp64 for a parameter in fp64, else fp32, or in 8 bits; ``v`` alike.
         age: (slots, 1 …) uint8, or None: all have the first factors of ``table``.
-        table: for each age, w / (1 - b1^t) and (1 - b2^t)^-1/2.
+        table: (ages, 2), for each age w / (1 - b1^t) and (1 - b2^t)^-1/2, in the moments' dtype.
         constants: 1 - b1, b2, 1 - b2, eps, -lr, -lr * weight_decay.
         key: of the noise by which bf16 and moments in 8 bits are rounded.
     """
-    flat = [float(factor) for pair in table for factor in pair]
-    dtype = m.dtype if isinstance(m, Tensor) else torch.float32
-    compiled = parameter.dtype in (dtype, torch.bfloat16) and parameter.is_contiguous() and numba_is_installed()
+    compiled = parameter.dtype in (table.dtype, torch.bfloat16) and parameter.is_contiguous() and numba_is_installed()
     if parameter.device.type != "cpu" or not compiled:
-        update_by_torch(parameter, gradient, m, v, age, flat, constants, key)
+        update_by_torch(parameter, gradient, m, v, age, table, constants, key)
     elif isinstance(m, Fp8) and isinstance(v, Fp8):
         moments = m.codes, m.exponents, v.codes, v.exponents
-        adamw_fp8_(parameter, gradient, *moments, age, flat, list(constants), key)
+        adamw_fp8_(parameter, gradient, *moments, age, table, list(constants), key)
     else:
-        adamw_(parameter, gradient, m, v, age, flat, list(constants), key)
+        adamw_(parameter, gradient, m, v, age, table, list(constants), key)
 
 
 def _by_kernel(
@@ -50,7 +48,7 @@ def _by_kernel(
     m: Tensor,
     v: Tensor,
     age: Tensor | None,
-    table: Sequence[float],
+    table: Tensor,
     constants: Sequence[float],
     key: int,
 ) -> None:
@@ -61,9 +59,9 @@ def _by_kernel(
     arrays = _arrays(parameter, gradient, m.dtype)
     with on_threads(torch.get_num_threads()):
         if parameter.dtype == torch.bfloat16:
-            kernels.update_bf16(*arrays, *moments, *_factors(age, table, constants, m.dtype), key)
+            kernels.update_bf16(*arrays, *moments, *_factors(age, table, constants), key)
         else:
-            kernels.update(*arrays, *moments, *_factors(age, table, constants, m.dtype))
+            kernels.update(*arrays, *moments, *_factors(age, table, constants))
 
 
 def _by_fp8_kernel(
@@ -74,7 +72,7 @@ def _by_fp8_kernel(
     v_codes: Tensor,
     v_exponents: Tensor,
     age: Tensor | None,
-    table: Sequence[float],
+    table: Tensor,
     constants: Sequence[float],
     key: int,
 ) -> None:
@@ -85,7 +83,7 @@ def _by_fp8_kernel(
     v = v_codes.view(-1).numpy(), v_exponents.numpy()
     arrays = _arrays(parameter, gradient, torch.float32)
     with on_threads(torch.get_num_threads()):
-        kernels.update_fp8(*arrays, m, v, *_factors(age, table, constants, torch.float32), key)
+        kernels.update_fp8(*arrays, m, v, *_factors(age, table, constants), key)
 
 
 def _arrays(parameter: Tensor, gradient: Tensor, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -97,18 +95,15 @@ def _arrays(parameter: Tensor, gradient: Tensor, dtype: torch.dtype) -> tuple[An
     return parameter.numpy(), gradient.to(dtype).numpy()
 
 
-def _factors(
-    age: Tensor | None, table: Sequence[float], constants: Sequence[float], dtype: torch.dtype
-) -> tuple[Any, Any, Any]:
+def _factors(age: Tensor | None, table: Tensor, constants: Sequence[float]) -> tuple[Any, Any, Any]:
     """Ages, pairs of factors and constants as the kernels take them."""
-    numbers = torch.tensor([*table, *constants], dtype=dtype).numpy()
-    pairs = numbers[: len(table)].view("u8" if dtype == torch.float32 else "c16")
+    pairs = table.view(-1).numpy().view("u8" if table.dtype == torch.float32 else "c16")
     ages = (torch.empty(0, dtype=torch.uint8) if age is None else age.view(-1)).numpy()
-    return ages, pairs, numbers[len(table) :]
+    return ages, pairs, torch.tensor(constants, dtype=table.dtype).numpy()
 
 
 # Not by ``custom_op``, whose wrappers take longer than the update of a small layer.
-_REST = "Tensor? age, float[] table, float[] constants, int key) -> ()"
+_REST = "Tensor? age, Tensor table, float[] constants, int key) -> ()"
 torch.library.define("smet::adamw_", f"(Tensor(a!) parameter, Tensor gradient, Tensor(b!) m, Tensor(c!) v, {_REST}")
 torch.library.define(
     "smet::adamw_fp8_",
@@ -129,19 +124,18 @@ def update_by_torch(
     m: Tensor | Fp8,
     v: Tensor | Fp8,
     age: Tensor | None,
-    table: Sequence[float],
+    table: Tensor,
     constants: Sequence[float],
     key: int,
 ) -> None:
     """``update`` by torch's operations; temporaries are those of a chunk of slots."""
-    dtype = m.dtype if isinstance(m, Tensor) else torch.float32
-    columns = torch.tensor(table, dtype=dtype, device=parameter.device).view(-1, 2)
+    columns = table.to(parameter.device)
     start = 0
     for rows in _chunks(parameter):
         p, ages = parameter[rows], None if age is None else age[rows]
         held = [moment.part(rows) if isinstance(moment, Fp8) else moment[rows] for moment in (m, v)]
         m_part, v_part = (part.numbers() if isinstance(part, Fp8) else part for part in held)
-        change = _change(p, gradient[rows].to(dtype), m_part, v_part, ages, columns, constants)
+        change = _change(p, gradient[rows].to(table.dtype), m_part, v_part, ages, columns, constants)
         if p.dtype == torch.bfloat16:
             p.copy_(round_stochastic(change.add_(p).view(-1), key, start).view(p.shape))
         else:

@@ -112,7 +112,7 @@ def make(shape: tuple[int, ...], dtype: torch.dtype, ages: int, seed: int) -> tu
     """(parameter, gradient, m codes, their exponents, v codes, their exponents, age, table) as in a run's middle."""
     torch.manual_seed(seed)
     age = torch.randint(0, ages, (shape[0], *[1] * (len(shape) - 1)), dtype=torch.uint8) if ages else None
-    table = [float(x) for x in torch.rand(2 * max(1, ages)) + 0.5]
+    table = torch.rand(max(1, ages), 2) + 0.5
     parameter, gradient = (torch.randn(shape).to(dtype) for _ in range(2))
     m, v = Fp8.zeros(parameter, signed=True), Fp8.zeros(parameter, signed=False)
     m.set_(torch.randn(shape) ** 3)
@@ -166,7 +166,7 @@ def test_torch_computes_a_parameter_with_strides(monkeypatch: pytest.MonkeyPatch
     parameter = strided[0].t().contiguous().t()
     m, v = Fp8(strided[2], strided[3], True), Fp8(strided[4], strided[5], False)
     monkeypatch.setattr(update_module, "adamw_fp8_", None)
-    update(parameter, strided[1], m, v, None, [(strided[7][0], strided[7][1])], CONSTANTS, 1)
+    update(parameter, strided[1], m, v, None, strided[7], CONSTANTS, 1)
     assert parameter.equal(flat[0])
     assert m.codes.equal(flat[2])
 
