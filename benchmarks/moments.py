@@ -73,7 +73,10 @@ def validation_losses(out: Path, seeds: list[int], overrides: list[str]) -> dict
             folder = out / f"seed{seed}_{moments}"
             own = [f"seed={seed}", f"optimizer.moments={moments}"]
             run_training(compose(["+experiment=demo", *overrides, *own]), folder, Console(quiet=True))
-            evaluations = [event["loss"] for event in read_events(folder / "metrics.jsonl") if event["event"] == "eval"]
+            events = read_events(folder / "metrics.jsonl")
+            if events[-1].get("reason") != "finished":
+                raise SystemExit(f"the run in {folder} was stopped; type the same command to go on")
+            evaluations = [event["loss"] for event in events if event["event"] == "eval"]
             losses[moments][str(seed)] = evaluations[-1]
             print(f"seed {seed}, {moments}: {evaluations[-1]:.4f}", flush=True)
     differences = [losses["fp8"][str(seed)] - losses["fp32"][str(seed)] for seed in seeds]
