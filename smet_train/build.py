@@ -22,7 +22,7 @@ from smet_train.errors import ConfigError
 from smet_train.optim import FusedStep, LrSchedule, SmetAdamW, parameter_groups
 from smet_train.sparse import SparseLinear
 from smet_train.sparse.ledger import count_parameters
-from smet_train.sparse_model import build_sparse_model
+from smet_train.sparse_model import Backends, build_sparse_model
 from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
 from smet_train.tracking.jsonl import JsonlSink
 from smet_train.tracking.sinks import Tracker
@@ -127,6 +127,7 @@ def build_optimizer(config: Config, model: nn.Module, densities: dict[str, float
         eps=config.optimizer.eps,
         local_step=config.optimizer.local_step,
         regrow_warmup_steps=config.optimizer.regrow_warmup_steps,
+        moments=config.optimizer.moments.name,
         seed=config.seed,
     )
 
@@ -209,10 +210,10 @@ def split_probe(config: Config, held_out: Tensor) -> tuple[Tensor, Tensor]:
     return held_out[:n_validation], held_out[n_validation:]
 
 
-def build_run(config: Config, run_folder: Path, data: Data, stop: StopRequest) -> Run:
-    """All parts of a run at step 0."""
+def build_run(config: Config, run_folder: Path, data: Data, stop: StopRequest, backends: Backends | None = None) -> Run:
+    """All parts of a run at step 0; ``backends`` of a checkpoint, as for :func:`build_sparse_model`."""
     device = build_device(config)
-    model, densities = build_sparse_model(config, data.tokenizer, device)
+    model, densities = build_sparse_model(config, data.tokenizer, device, backends)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
     optimizer = build_optimizer(config, model, densities)
     validation, probe = split_probe(config, data.validation)

@@ -26,7 +26,7 @@ from smet_train.config.plain import save_config
 from smet_train.config.schema import Config
 from smet_train.errors import DataError
 from smet_train.sparse.ledger import count_parameters, sparse_layers
-from smet_train.sparse_model import Vocabulary, explain_backends
+from smet_train.sparse_model import Backends, Vocabulary, explain_backends
 from smet_train.tracking.console import ConsoleSink, open_console
 from smet_train.tracking.resources import memory_use
 from smet_train.tracking.wandb_sink import open_wandb
@@ -120,14 +120,15 @@ def _train(
         data.tokenizer.save(run_folder, files.replace_text)
         save_config(config, run_folder / "config.yaml")
         start_rss_bytes = memory_use(torch.device("cpu"))["rss_bytes"]
-        run = build_run(config, run_folder, data, stop)
-        run.start_rss_bytes, run.planned = start_rss_bytes, plan_bytes(config, data.tokenizer)
+        backends = chosen_backends(config, checkpoint)
+        run = build_run(config, run_folder, data, stop, backends)
+        run.start_rss_bytes, run.planned = start_rss_bytes, plan_bytes(config, data.tokenizer, backends)
         try:
             start(run, config, checkpoint, changes)
             if back is not None:
                 run.batches.load_state_dict(back.position)
                 run.guard.load_state_dict(back.guard)
-            announce(console, config, run, data.source.description)
+            announce(console, config, run, data.source.description, backends)
             for line in changes_text(changes, config):
                 console.print(line, soft_wrap=True, markup=False)
                 log.info("%s", line)
@@ -139,10 +140,21 @@ def _train(
     close(console, run, reason)
 
 
-def plan_bytes(config: Config, tokenizer: Vocabulary) -> dict[str, int]:
+def chosen_backends(config: Config, checkpoint: Path | None) -> Backends:
+    """What ``sparsity.backend=auto`` chose for each layer when the run of ``checkpoint`` began; empty if another
+    backend was named then or is now.
+
+    The user's cache may have gone since, and another choice would have other rounding.
+    """
+    saved = {} if checkpoint is None else load_plain(checkpoint)
+    chose = saved.get("config", {}).get("sparsity", {}).get("backend") == "auto"
+    return saved.get("backends", {}) if chose and config.sparsity.backend.name == "auto" else {}
+
+
+def plan_bytes(config: Config, tokenizer: Vocabulary, backends: Backends) -> dict[str, int]:
     """Predicted bytes by kind, and of the peak of all tensors; empty for a model whose shapes depend on numbers."""
     try:
-        footprint = plan_run(config, vocabulary=tokenizer).footprint
+        footprint = plan_run(config, vocabulary=tokenizer, backends=backends).footprint
     except RuntimeError as error:  # what fake tensors raise
         log.info("memory can't be predicted for this model: %s", error)
         return {}
@@ -196,12 +208,12 @@ def add_displays(config: Config, run: Run, console: Console) -> None:
         run.tracker.add(wandb)
 
 
-def announce(console: Console, config: Config, run: Run, source: str) -> None:
+def announce(console: Console, config: Config, run: Run, source: str, backends: Backends) -> None:
     """Say what is about to happen."""
     layers = sparse_layers(run.model)
     if layers:
         print_layers(console, layers)
-    for line in [*explain_backends(config, layers.values(), run.device), *remarks(config)]:
+    for line in [*explain_backends(config, layers, run.device, backends), *remarks(config)]:
         console.print(line, soft_wrap=True)
     active, dense = count_parameters(run.model)
     settings = run.settings

@@ -56,7 +56,7 @@ def print_plan(console: Console, compose: Compose, settings: PlanSettings) -> No
     if plan.layers:
         print_layers(console, plan.layers)
     console.print(bytes_table([row.as_dict() for row in plan.footprint.rows]))
-    for line in [*explain_backends(config, plan.layers.values(), torch.device("cpu")), *remarks(config)]:
+    for line in [*explain_backends(config, plan.layers, torch.device("cpu")), *remarks(config)]:
         console.print(line, soft_wrap=True)
     dense = plan_run(compose(["method=dense"])) if plan.layers else plan
     for line in plan_lines(config, plan, dense):

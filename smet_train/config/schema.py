@@ -79,6 +79,11 @@ class LrDensityRule(Enum):
     linear = "linear"
 
 
+class Moments(Enum):
+    fp32 = "fp32"
+    fp8 = "fp8"
+
+
 class LrScheduleName(Enum):
     cosine = "cosine"
     linear = "linear"
@@ -209,6 +214,9 @@ class OptimizerConfig:
     betas: list[float] = setting("decay of the first and second moment", [0.9, 0.999], at_least=0, below=1)
     eps: float = setting("added to the root of the second moment", 1e-8, above=0)
     weight_decay: float = setting("decoupled weight decay, times the learning rate", 0.0, at_least=0)
+    moments: Moments = setting(
+        "format of both moments: fp32, or fp8 (8 bits, an exponent for 64, rounded without bias)", Moments.fp32
+    )
     grad_clip: float = setting("largest global norm of the gradient; 0 = no clipping", 1.0, at_least=0)
     local_step: bool = setting("bias correction counts each value's own steps; false = the run's", True)
     regrow_moments: RegrowMoments = setting(
