@@ -75,6 +75,9 @@ def build_data(config: Config, tokenizer_file: Path | None) -> Data:
             split=config.data.split,
             text_field=config.data.text_field,
             text_unit=config.data.text_unit.name,
+            skip_bad=config.data.on_bad.name == "skip",
+            longest_document=config.data.longest_document,
+            cache_dir=cache_dir,
         )
     )
     log.info("data: %s", source.description)
@@ -102,6 +105,8 @@ def build_data(config: Config, tokenizer_file: Path | None) -> Data:
         seed=config.seed,
         shuffle_documents=config.data.shuffle_documents,
         validation_fraction=config.data.validation_fraction,
+        max_bad_fraction=config.data.max_bad_fraction,
+        allow_changed_source=config.data.allow_changed_source,
     )
     batches = BatchLoader(
         windows, micro_batch_size=config.train.micro_batch_size, prefetch_batches=config.data.prefetch_batches

@@ -1,9 +1,10 @@
 """One training run from a validated configuration to the closing summary."""
 
 import gc
+import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from smet_train.config.continuation import (
 from smet_train.config.paths import with_absolute_paths
 from smet_train.config.plain import save_config
 from smet_train.config.schema import Config
+from smet_train.data.files import differences
 from smet_train.errors import DataError
 from smet_train.sparse.ledger import count_parameters, sparse_layers
 from smet_train.sparse_model import Backends, Vocabulary, explain_backends
@@ -42,6 +44,9 @@ from smet_train.train.signals import StopRequest
 from smet_train.train.state import restore
 
 log = logging.getLogger(__name__)
+
+_CONTENTS = "source_files.json"
+_LISTED = 3
 
 
 def run_training(config: Config, run_folder: Path, console: Console | None = None) -> int:
@@ -117,6 +122,7 @@ def _train(
     tokenizer_file = find_tokenizer(run_folder, checkpoint)
     console.print("preparing the data …" if tokenizer_file else "preparing the data and its tokenizer …")
     with closing(build_data(config, tokenizer_file)) as data:
+        keep_contents(data.source.contents, run_folder, checkpoint, allow=config.data.allow_changed_source)
         data.tokenizer.save(run_folder, files.replace_text)
         save_config(config, run_folder / "config.yaml")
         start_rss_bytes = memory_use(torch.device("cpu"))["rss_bytes"]
@@ -138,6 +144,28 @@ def _train(
             run.saver.close()
             run.tracker.close()
     close(console, run, reason)
+
+
+def keep_contents(contents: Mapping[str, str], run_folder: Path, checkpoint: Path | None, *, allow: bool) -> None:
+    """Write down of which content the source's files are, once it is that with which the run of ``checkpoint`` began.
+
+    Raises:
+        DataError: naming the files that are not, unless that is allowed.
+    """
+    saved = None if checkpoint is None else checkpoint.parent.parent / _CONTENTS
+    if saved is not None and saved.is_file():
+        changed = differences(json.loads(saved.read_text(encoding="utf-8")), contents)
+        told = "; ".join(changed[:_LISTED]) + (
+            f" (and {len(changed) - _LISTED} more)" if len(changed) > _LISTED else ""
+        )
+        if changed and not allow:
+            raise DataError(
+                f"the data are not those that the run began with: {told}; restore them, start over with "
+                "checkpoint.resume=never, or write data.allow_changed_source=true to go on with other documents"
+            )
+        if changed:
+            log.warning("going on although the data have changed: %s", told)
+    files.replace_text(run_folder / _CONTENTS, json.dumps(dict(contents)))
 
 
 def chosen_backends(config: Config, checkpoint: Path | None) -> Backends:

@@ -29,6 +29,8 @@ FIXED_KEYS = (
     "data.sequence_tokens",
     "data.shuffle_documents",
     "data.validation_fraction",
+    "data.on_bad",
+    "data.longest_document",
     "data.tokenizer.",
     "sparsity.enabled",
     "sparsity.density",

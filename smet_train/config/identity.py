@@ -26,6 +26,8 @@ VOLATILE_KEYS = (
     "train.max_loss_rise",
     "checkpoint.",
     "tracking.",
+    "data.allow_changed_source",
+    "data.max_bad_fraction",
     "data.prefetch_batches",
     "data.cache_dir",
     "debug.",

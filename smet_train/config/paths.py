@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from smet_train.config.fields import value_at
-from smet_train.config.schema import Config, DataSource
+from smet_train.config.schema import Config, DataSource, OnBad
 from smet_train.config.validate import FILE_SOURCES
 from smet_train.errors import ConfigError
 
@@ -47,8 +47,9 @@ def check_files(config: Config, run_folder: Path) -> None:
 
         names = files.expand(config.data.files)
         if len(names) <= _HEADS_READ:
+            text = files.check_binary if config.data.on_bad is OnBad.skip else files.check_text_head
             is_parquet = config.data.source is DataSource.parquet
-            files.readable_files(names, files.check_parquet_head if is_parquet else files.check_text_head)
+            files.readable_files(names, files.check_parquet_head if is_parquet else text)
     # A run that goes on has its own copy of the tokenizer.
     if config.data.tokenizer.file is not None and not (run_folder / "tokenizer.json").is_file():
         _check_json("data.tokenizer.file", config.data.tokenizer.file, "a tokenizer.json")

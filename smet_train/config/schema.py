@@ -24,6 +24,11 @@ class DataSource(Enum):
     hub = "hub"
 
 
+class OnBad(Enum):
+    error = "error"
+    skip = "skip"
+
+
 class TextUnit(Enum):
     document = "document"
     paragraph = "paragraph"
@@ -162,6 +167,10 @@ class DataConfig:
     sequence_tokens: int = setting("tokens in a training window", 256, at_least=2, at_most=10_000_000)
     shuffle_documents: int = setting("documents in a shuffled block; 1 = keep their order", 1000, at_least=1)
     validation_fraction: float = setting("fraction of the documents held out", 0.01, above=0, below=1)
+    on_bad: OnBad = setting("a document that can't be read, or has no text: stop, or leave it out", OnBad.error)
+    max_bad_fraction: float = setting("of the documents, that may be left out (skip)", 0.01, at_least=0, at_most=1)
+    longest_document: int = setting("characters of a document from which it is bad", 10_000_000, at_least=1)
+    allow_changed_source: bool = setting("go on although files are not those that the run began with", False)
     prefetch_batches: int = setting("micro-batches read ahead", 4, at_least=0, at_most=1_000_000)
     cache_dir: str | None = setting("folder of tokenizers and validation windows; null = the user's cache", None)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

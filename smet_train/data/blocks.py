@@ -25,10 +25,12 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block's training documents, in the order in which they are trained on, and where the next block begins."""
+    """A block's training documents, in the order in which they are trained on, where the next block begins, and how
+    many bad rows were left out on the way."""
 
     documents: list[str]
     following: Position
+    bad: int
 
 
 class BlockReader:
@@ -54,12 +56,13 @@ class BlockReader:
         Raises:
             DataError: if the source has no training document, or can't be read.
         """
-        empty_epochs = 0
+        empty_epochs = bad = 0
         while True:
-            rows, following = self._read_rows(position)
+            rows, following, left_out = self._read_rows(position)
+            bad += left_out
             kept = [row for row in rows if not is_validation(row, self._validation_fraction)]
             if kept:
-                return Block(self._permuted(kept, position), following)
+                return Block(self._permuted(kept, position), following, bad)
             # A whole epoch was seen without a training document once two epochs have ended on the way.
             empty_epochs += following.epoch > position.epoch
             if empty_epochs == 2:
@@ -69,18 +72,20 @@ class BlockReader:
                 )
             position = following
 
-    def _read_rows(self, position: Position) -> tuple[list[str], Position]:
+    def _read_rows(self, position: Position) -> tuple[list[str], Position, int]:
         if self._stream is None or self._at != position:
             order = (self._seed, position.epoch) if self._shuffled else None
             self._stream = self._source.documents(order, position.state)
+        before = self._stream.bad
         rows = list(islice(self._stream, self._rows))
+        left_out = self._stream.bad - before
         if len(rows) < self._rows:
             following = Position(position.epoch + 1)
             self._stream = None
         else:
             following = Position(position.epoch, position.block + 1, self._stream.state_dict())
         self._at = following
-        return rows, following
+        return rows, following, left_out
 
     def _permuted(self, documents: list[str], position: Position) -> list[str]:
         if not self._shuffled:

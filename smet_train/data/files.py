@@ -3,19 +3,24 @@
 import codecs
 import glob
 import hashlib
+import json
 import locale
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import fsspec
+import xxhash
 
+from smet_train.data import cache
 from smet_train.errors import DataError
 
 log = logging.getLogger(__name__)
 
 HEAD_BYTES = 64 * 1024
+_READ_BYTES = 1 << 24
+_KNOWN = "checksums.json"
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
 
 
@@ -87,18 +92,24 @@ def read_head(path: str) -> bytes:
         raise DataError(f"data.files: {path} can't be read: {error}") from error
 
 
-def check_text_head(name: str, head: bytes) -> None:
-    """Raises DataError if ``head`` is not the beginning of UTF-8 text."""
+def check_binary(name: str, head: bytes) -> None:
+    """Raises DataError if ``head`` is no text at all."""
     if b"\0" in head:
         raise DataError(
             f"data.files: {name} is not text: a NUL byte lies in its first 64 KiB. Is it binary, UTF-16, or compressed "
             f"without the usual ending ({', '.join(_COMPRESSED)})?"
         )
+
+
+def check_text_head(name: str, head: bytes) -> None:
+    """Raises DataError if ``head`` is not the beginning of UTF-8 text."""
+    check_binary(name, head)
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < HEAD_BYTES)
     except UnicodeDecodeError as error:
         raise DataError(
-            f"data.files: {name} is not UTF-8 text (byte {error.start}: {error.reason}); convert it"
+            f"data.files: {name} is not UTF-8 text (byte {error.start}: {error.reason}); convert it, or write "
+            "data.on_bad=skip to leave out what can't be read"
         ) from None
 
 
@@ -121,27 +132,63 @@ def check_locale(names: Iterable[str]) -> None:
         )
 
 
-def fingerprint(names: Sequence[str], settings: str) -> str:
-    """SHA-256 over ``settings`` and, per file, its name, size, head and tail; of a URL the name only.
+def contents(names: Sequence[str], cache_dir: Path | None) -> dict[str, str]:
+    """What each file holds: its size and the XXH3 checksum of all of it, by its name seen from the files' common folder
+    (so that a corpus may be moved); of a URL nothing but its name.
 
-    Local names count from the files' common folder, so that a corpus may be moved.
+    Checksums are kept in ``cache_dir`` for files whose path, size and time of change are the same.
     """
     local = [name for name in names if not is_url(name)]
     root = os.path.commonpath([os.path.dirname(name) for name in local]) if local else ""
-    digest = hashlib.sha256(settings.encode())
+    known = _known(cache_dir)
+    found: dict[str, str] = {}
     for name in names:
-        digest.update(b"\0file\0" + (name if is_url(name) else os.path.relpath(name, root)).encode())
-        if not is_url(name):
-            digest.update(_head_and_tail(name))
+        if is_url(name):
+            found[name] = ""
+            continue
+        status = os.stat(name)
+        stamp = f"{status.st_size} {status.st_mtime_ns}"
+        if known.get(name, "").rpartition(" ")[0] != stamp:
+            known[name] = f"{stamp} {_checksum(name)}"
+        found[os.path.relpath(name, root)] = f"{status.st_size} bytes {known[name].rpartition(' ')[2]}"
+    if cache_dir is not None:
+        cache.store(cache_dir / _KNOWN, lambda part: part.write_text(json.dumps(known), encoding="utf-8"))
+    return found
+
+
+def _known(cache_dir: Path | None) -> dict[str, str]:
+    try:
+        known = {} if cache_dir is None else json.loads((cache_dir / _KNOWN).read_bytes())
+        return {str(name): str(stamp) for name, stamp in known.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        log.warning("data: the cache of checksums is damaged (%s); making it again", error)
+        return {}
+
+
+def _checksum(path: str) -> str:
+    digest = xxhash.xxh3_128()
+    with open(path, "rb", buffering=0) as file:
+        while part := file.read(_READ_BYTES):
+            digest.update(part)
     return digest.hexdigest()
 
 
-def _head_and_tail(path: str) -> bytes:
-    size_bytes = os.path.getsize(path)
-    with open(path, "rb") as file:
-        head = file.read(HEAD_BYTES)
-        file.seek(max(0, size_bytes - HEAD_BYTES))
-        return f"\0{size_bytes}\0".encode() + hashlib.sha256(head + file.read()).digest()
+def fingerprint(held: Mapping[str, str], settings: str) -> str:
+    """SHA-256 over ``settings`` and the :func:`contents` of files, in their order."""
+    return hashlib.sha256(json.dumps([settings, list(held.items())]).encode()).hexdigest()
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What has become of files since ``before``, a few words for each."""
+    told = [f"{name} is missing" for name in before if name not in now]
+    told += [f"{name} has changed" for name in before if name in now and now[name] != before[name]]
+    told += [f"{name} is new" for name in now if name not in before]
+    if not told and list(before) != list(now):
+        moved = next(name for name, other in zip(now, before, strict=True) if name != other)
+        told.append(f"{moved} comes in another place")
+    return told
 
 
 def describe_files(names: Sequence[str]) -> str:

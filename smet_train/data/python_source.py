@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
+
 from smet_train.errors import DataError
 
 # Tests and encodings are mostly tables, pydoc_data is documentation; the rest is not on every machine.
@@ -26,11 +28,12 @@ _LEFT_OUT = {
 
 @dataclass(frozen=True, slots=True)
 class PythonFiles:
-    """Paths in a fixed, mixed order, their size and the SHA-256 of their names and contents."""
+    """Paths in a fixed, mixed order, their size, the SHA-256 of their names and contents, and a checksum of each."""
 
     paths: tuple[str, ...]
     size_bytes: int
     fingerprint: str
+    contents: dict[str, str]
 
 
 # A whole file fills many training windows, and batches of one file teach little.
@@ -66,19 +69,20 @@ def find_python_files(root: Path | None = None) -> PythonFiles:
     """
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
     relative = sorted(_walk(root, ""), key=lambda name: hashlib.sha256(name.encode()).digest())
-    digest, paths, size_bytes = hashlib.sha256(), [], 0
+    digest, paths, size_bytes, contents = hashlib.sha256(), [], 0, {}
     for name in relative:
         content = (root / name).read_bytes()
         if content and _is_utf8(content):
             digest.update(f"{name}\0{len(content)}\0".encode() + content)
             paths.append(str(root / name))
             size_bytes += len(content)
+            contents[name] = f"{len(content)} bytes {xxhash.xxh3_128(content).hexdigest()}"
     if not paths:
         raise DataError(
             f"data.source=python_source: {root} holds no .py file; this interpreter ships without its library's "
             "source. Write data.source=text data.files=[...] instead"
         )
-    return PythonFiles(tuple(paths), size_bytes, digest.hexdigest())
+    return PythonFiles(tuple(paths), size_bytes, digest.hexdigest(), contents)
 
 
 def _walk(root: Path, prefix: str) -> Iterator[str]:

@@ -6,8 +6,9 @@ import pickle
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import datasets
 from datasets import IterableDataset, load_dataset
@@ -30,14 +31,17 @@ class SourceSpec:
     split: str = "train"  # of the hub data set
     text_field: str = "text"  # column of jsonl, parquet and hub
     text_unit: str = "paragraph"  # what is a document in a text file: document, paragraph or line
+    skip_bad: bool = False  # leave out bad rows
+    longest_document: int = 10_000_000  # characters
+    cache_dir: Path | None = None  # of checksums of files
 
 
 @dataclass(frozen=True)
 class Source:
     """An opened source: any number of passes over its documents.
 
-    ``fingerprint`` is a SHA-256 (hex) of what identifies the content: names, sizes, heads and tails of local files,
-    names alone of URLs and hub data sets. ``description`` is one line for a person.
+    ``fingerprint`` is a SHA-256 (hex) of what identifies the content: names and checksums of local files, names alone
+    of URLs and hub data sets. ``contents`` has them by file. ``description`` is one line for a person.
     """
 
     fingerprint: str
@@ -46,6 +50,9 @@ class Source:
     _dataset: bytes = field(repr=False)  # pickled, as datasets' own workers get it
     _read_text: Callable[[Row], str] = field(repr=False)
     _shards: tuple[str, ...] = field(default=(), repr=False)
+    contents: Mapping[str, str] = field(default_factory=dict, repr=False)
+    _skip_bad: bool = False
+    _longest_document: int = 10_000_000
 
     def documents(self, order: tuple[int, int] | None = None, state: State | None = None) -> DocumentStream:
         """One pass over the documents: shards in order, or permuted by ``order`` = (seed, epoch); from ``state`` on."""
@@ -54,7 +61,16 @@ class Source:
         dataset = pickle.loads(self._dataset)
         if order is not None:
             dataset = shuffle_shards(dataset, order)
-        return DocumentStream(dataset, self._read_text, where=self.name, shards=self._shards, order=order, state=state)
+        return DocumentStream(
+            dataset,
+            self._read_text,
+            where=self.name,
+            shards=self._shards,
+            order=order,
+            state=state,
+            longest=self._longest_document,
+            skip_bad=self._skip_bad,
+        )
 
 
 def open_source(spec: SourceSpec) -> Source:
@@ -75,7 +91,7 @@ def open_source(spec: SourceSpec) -> Source:
     }
     if spec.kind not in openers:
         raise DataError(f"data.source={spec.kind} is unknown; write one of {', '.join(openers)}")
-    source = openers[spec.kind](spec)
+    source = replace(openers[spec.kind](spec), _skip_bad=spec.skip_bad, _longest_document=spec.longest_document)
     if next(source.documents(), None) is None:
         raise DataError(f"{source.name} holds no text: every document is empty")
     return source
@@ -87,6 +103,7 @@ def _open_python_source(spec: SourceSpec) -> Source:
     dataset = IterableDataset.from_generator(_read_pieces, gen_kwargs={"paths": list(found.paths)})
     return Source(
         fingerprint=hashlib.sha256(f"{spec.kind} {found.fingerprint}".encode()).hexdigest(),
+        contents=found.contents,
         description=f"the Python standard library's source: {len(found.paths)} files, "
         f"{files.human_bytes(found.size_bytes)}",
         name="data.source=python_source",
@@ -104,24 +121,26 @@ def _read_pieces(paths: list[str]) -> Iterator[Row]:
 
 
 def _open_text(spec: SourceSpec) -> Source:
-    names = files.readable_files(_expand(spec), files.check_text_head)
+    return _file_source(spec, _text_files(spec), read_line, sample_by=spec.text_unit)
+
+
+def _text_files(spec: SourceSpec) -> list[str]:
+    names = files.readable_files(_expand(spec), files.check_binary if spec.skip_bad else files.check_text_head)
     files.check_locale(names)
-    return _file_source(spec, names, _load_files("text", names, sample_by=spec.text_unit), read_line)
+    return names
 
 
 def _open_jsonl(spec: SourceSpec) -> Source:
     # Lines parsed here, not by datasets' JSON reader: that fixes the columns by the first 10 MB and fails on a record
     # with one column more, hours later.
-    names = files.readable_files(_expand(spec), files.check_text_head)
-    files.check_locale(names)
-    return _file_source(spec, names, _load_files("text", names, sample_by="line"), read_json_line(spec.text_field))
+    return _file_source(spec, _text_files(spec), read_json_line(spec.text_field), sample_by="line")
 
 
 def _open_parquet(spec: SourceSpec) -> Source:
     names = files.readable_files(_expand(spec), files.check_parquet_head)
     dataset = _load_files("parquet", names)
     dataset, reader = _select(dataset, spec, str(names[0]))
-    return _file_source(spec, names, dataset, reader)
+    return _described(spec, names, dataset, reader)
 
 
 def _open_hub_source(spec: SourceSpec) -> Source:
@@ -184,15 +203,23 @@ def _select(dataset: IterableDataset, spec: SourceSpec, where: str) -> tuple[Ite
     return dataset.select_columns([spec.text_field]), read_field(spec.text_field, columns)
 
 
-def _file_source(
+def _file_source(spec: SourceSpec, names: list[str], reader: Callable[[Row], str], sample_by: str) -> Source:
+    """Files of text. Where bad rows are left out, bytes that aren't UTF-8 become U+FFFD, by which they are known."""
+    errors = {"encoding_errors": "replace"} if spec.skip_bad else {}
+    return _described(spec, names, _load_files("text", names, sample_by=sample_by, **errors), reader)
+
+
+def _described(
     spec: SourceSpec, names: Sequence[str], dataset: IterableDataset, reader: Callable[[Row], str]
 ) -> Source:
     settings = spec.text_unit if spec.kind == "text" else spec.text_field
+    held = files.contents(names, spec.cache_dir)
     return Source(
-        fingerprint=files.fingerprint(names, f"{spec.kind} {settings}"),
+        fingerprint=files.fingerprint(held, f"{spec.kind} {settings}"),
         description=f"{spec.kind}: {files.describe_files(names)}",
         name=f"data.files={list(spec.files)}",
         _dataset=pickle.dumps(dataset),
         _read_text=reader,
         _shards=tuple(names),
+        contents=held,
     )

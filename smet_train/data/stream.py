@@ -8,7 +8,8 @@ from smet_train.data.sources import Source
 from smet_train.data.tokenizer import TextTokenizer
 from smet_train.errors import DataError
 
-_FORMAT = 1
+_FORMAT = 2
+_FEW_BAD = 10  # so many are no reason to end, whatever their fraction
 # Tokenized together, which is faster than one by one; of no consequence for what comes out.
 _GROUP_DOCUMENTS = 16
 _GROUP_CHARACTERS = 200_000
@@ -24,6 +25,8 @@ class TokenWindows(Iterator[list[int]]):
         seed: of the order of documents.
         shuffle_documents: documents of a block that is shuffled; 1 keeps the source's order.
         validation_fraction: of the documents, held out by hash.
+        max_bad_fraction: of the rows read, that may be left out as bad.
+        allow_changed_source: take a position up in a source of other content.
     """
 
     def __init__(
@@ -35,7 +38,12 @@ class TokenWindows(Iterator[list[int]]):
         seed: int,
         shuffle_documents: int,
         validation_fraction: float,
+        max_bad_fraction: float = 1.0,
+        allow_changed_source: bool = False,
     ) -> None:
+        self._source_name = source.name
+        self._max_bad_fraction = max_bad_fraction
+        self._allow_changed_source = allow_changed_source
         self.sequence_tokens = sequence_tokens
         self._tokenizer = tokenizer
         self._reader = BlockReader(
@@ -56,6 +64,7 @@ class TokenWindows(Iterator[list[int]]):
         self._token = 0  # the next one, in the document
         self._overlap = tokenizer.eos_id
         self._documents = 0  # that were used up
+        self._bad = 0  # rows left out before the current block
         self._tokens = 0  # that were targets
 
     def __next__(self) -> list[int]:
@@ -89,6 +98,7 @@ class TokenWindows(Iterator[list[int]]):
             "token": self._token,
             "overlap": self._overlap,
             "documents": self._documents,
+            "bad": self._bad,
             "tokens": self._tokens,
         }
 
@@ -104,10 +114,12 @@ class TokenWindows(Iterator[list[int]]):
         self._position = Position(state["epoch"], state["block"], state["block_state"])
         self._block, self._encoded = None, {}
         self._document, self._token, self._overlap = state["document"], state["token"], state["overlap"]
-        self._documents, self._tokens = state["documents"], state["tokens"]
+        self._documents, self._bad, self._tokens = state["documents"], state["bad"], state["tokens"]
 
     def _check_identity(self, saved: dict[str, Any]) -> None:
         for key, now in self._identity.items():
+            if key == "source" and self._allow_changed_source:
+                continue
             if saved.get(key) == now:
                 continue
             if key in ("source", "tokenizer"):
@@ -124,14 +136,25 @@ class TokenWindows(Iterator[list[int]]):
     def _current_tokens(self) -> list[int]:
         """Tokens of the current document with its end-of-text token; moves on to the next block when need be."""
         if self._block is None:
-            self._block = self._reader.read(self._position)
+            self._block = self._read_block()
         if self._document == len(self._block.documents):
-            self._position = self._block.following
-            self._block = self._reader.read(self._position)
+            self._position, self._bad = self._block.following, self._bad + self._block.bad
+            self._block = self._read_block()
             self._encoded, self._document = {}, 0
         if self._document not in self._encoded:
             self._encoded = self._encode_group(self._block.documents, self._document)
         return self._encoded[self._document]
+
+    def _read_block(self) -> Block:
+        block = self._reader.read(self._position)
+        bad, seen = self._bad + block.bad, self._bad + block.bad + self._documents + len(block.documents)
+        if bad > max(_FEW_BAD, self._max_bad_fraction * seen):
+            raise DataError(
+                f"{self._source_name}: {bad} of {seen} documents are bad, more than "
+                f"data.max_bad_fraction={self._max_bad_fraction:g} of them; train.log names them. Correct the files, "
+                "or raise data.max_bad_fraction"
+            )
+        return block
 
     def _encode_group(self, documents: list[str], first: int) -> dict[int, list[int]]:
         end, characters = first, 0

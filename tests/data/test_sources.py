@@ -6,6 +6,7 @@ import json
 import lzma
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from smet_train.errors import DataError
 Make = Callable[..., list[str]]
 
 
-def opened(kind: str, *files: Path | str, **settings: str) -> Source:
+def opened(kind: str, *files: Path | str, **settings: Any) -> Source:
     return open_source(SourceSpec(kind, files=tuple(map(str, files)), **settings))
 
 

@@ -138,7 +138,7 @@ def test_a_position_of_other_data_is_refused(source: Source, tokenizer: TextToke
     state["identity"][key] = 9
     with pytest.raises(DataError, match=message):
         stream.load_state_dict(state)
-    with pytest.raises(DataError, match="has format 0, not 1"):
+    with pytest.raises(DataError, match="has format 0, not 2"):
         stream.load_state_dict({**state, "format": 0})
 
 

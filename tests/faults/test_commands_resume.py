@@ -51,6 +51,8 @@ CHANGED = {
     "tracking.spike_baseline_steps": "3",
     "tracking.exploration": "false",
     "tracking.probe_windows": "2",
+    "data.allow_changed_source": "true",
+    "data.max_bad_fraction": "0.5",
     "data.prefetch_batches": "0",
     "data.cache_dir": "{here}/another_cache",
     "data.files": "['{here}/corpus.txt']",
