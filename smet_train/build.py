@@ -23,15 +23,17 @@ from smet_train.errors import ConfigError
 from smet_train.optim import FusedStep, LrSchedule, SmetAdamW, parameter_groups
 from smet_train.sparse import SparseLinear
 from smet_train.sparse.ledger import count_parameters
-from smet_train.sparse_model import build_sparse_model
+from smet_train.sparse_model import Backends, build_sparse_model
 from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
 from smet_train.tracking.jsonl import JsonlSink
 from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.spikes import SpikeMeter
 from smet_train.tracking.throughput import Throughput
+from smet_train.train.checkpoint import Keep
 from smet_train.train.evaluate import mean_loss
 from smet_train.train.guard import StepGuard
 from smet_train.train.run import LoopSettings, Run
+from smet_train.train.saver import Saver
 from smet_train.train.signals import StopRequest
 from smet_train.train.spike_watch import SpikeWatch
 
@@ -135,6 +137,7 @@ def build_optimizer(config: Config, model: nn.Module, densities: dict[str, float
         eps=config.optimizer.eps,
         local_step=config.optimizer.local_step,
         regrow_warmup_steps=config.optimizer.regrow_warmup_steps,
+        moments=config.optimizer.moments.name,
         seed=config.seed,
     )
 
@@ -217,10 +220,10 @@ def split_probe(config: Config, held_out: Tensor) -> tuple[Tensor, Tensor]:
     return held_out[:n_validation], held_out[n_validation:]
 
 
-def build_run(config: Config, run_folder: Path, data: Data, stop: StopRequest) -> Run:
-    """All parts of a run at step 0."""
+def build_run(config: Config, run_folder: Path, data: Data, stop: StopRequest, backends: Backends | None = None) -> Run:
+    """All parts of a run at step 0; ``backends`` of a checkpoint, as for :func:`build_sparse_model`."""
     device = build_device(config)
-    model, densities = build_sparse_model(config, data.tokenizer, device)
+    model, densities = build_sparse_model(config, data.tokenizer, device, backends)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
     optimizer = build_optimizer(config, model, densities)
     validation, probe = split_probe(config, data.validation)
@@ -236,7 +239,6 @@ def build_run(config: Config, run_folder: Path, data: Data, stop: StopRequest) -
         probe_steps=config.topology.probe_steps,
         eval_interval=config.train.eval_interval,
         checkpoint_interval=config.checkpoint.interval,
-        checkpoint_keep=config.checkpoint.keep,
     )
     return Run(
         settings=settings,
@@ -261,6 +263,12 @@ def build_run(config: Config, run_folder: Path, data: Data, stop: StopRequest) -
         metrics=metrics,
         throughput=Throughput(),
         stop=stop,
+        saver=Saver(
+            run_folder / "checkpoints",
+            Keep(config.checkpoint.keep, config.checkpoint.keep_every),
+            asynchronous=config.checkpoint.asynchronous,
+            warn=config.checkpoint.on_error.name == "warn",
+        ),
         guard=StepGuard(
             max_bad_steps=config.train.max_bad_steps,
             max_rollbacks=config.train.max_rollbacks,

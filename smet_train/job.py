@@ -1,12 +1,11 @@
 """One training run from a validated configuration to the closing summary."""
 
 import gc
-import json
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -15,12 +14,19 @@ from smet_train.analysis.layers import print_layers
 from smet_train.analysis.planning import plan_run
 from smet_train.analysis.summary import format_bytes, print_summary, run_summary
 from smet_train.build import build_data, build_device, build_run, remarks, run_header
-from smet_train.config.identity import config_differences
-from smet_train.config.plain import save_config, to_dict
+from smet_train.config.continuation import (
+    Change,
+    about_changed_files,
+    changes_text,
+    check_continuation,
+    record_resume,
+)
+from smet_train.config.paths import with_absolute_paths
+from smet_train.config.plain import save_config
 from smet_train.config.schema import Config
-from smet_train.errors import CheckpointError
+from smet_train.errors import DataError
 from smet_train.sparse.ledger import count_parameters, sparse_layers
-from smet_train.sparse_model import Vocabulary, explain_backends
+from smet_train.sparse_model import Backends, Vocabulary, explain_backends
 from smet_train.tracking.console import ConsoleSink, open_console
 from smet_train.tracking.resources import memory_use
 from smet_train.tracking.wandb_sink import open_wandb
@@ -37,19 +43,6 @@ from smet_train.train.state import restore
 
 log = logging.getLogger(__name__)
 
-# A checkpoint of another run may go on under another optimizer or schedule, but not as another model.
-_SAME_MODEL = (
-    "model.",
-    "sparsity.density",
-    "sparsity.block_size",
-    "sparsity.include",
-    "sparsity.exclude",
-    "sparsity.enabled",
-    "data.sequence",
-    "data.tokenizer",
-    "train.precision",
-)
-
 
 def run_training(config: Config, run_folder: Path, console: Console | None = None) -> int:
     """Train in ``run_folder``, or say that it is finished; returns the exit status, 0.
@@ -58,23 +51,28 @@ def run_training(config: Config, run_folder: Path, console: Console | None = Non
         SmetError: with a message for the user, for everything that is wrong with settings, data or checkpoints.
     """
     console = console or open_console()
+    config = with_absolute_paths(config)
     if config.train.release_freed_memory:
         release_freed_memory()
     if config.train.deterministic:
         compute_deterministically()
-    run_folder.mkdir(parents=True, exist_ok=True)
     with StopRequest(hours(config.train.max_hours)) as stop, run_folder_lock(run_folder):
         files.remove_leftovers(run_folder / "checkpoints")
-        checkpoint = choose_checkpoint(config.checkpoint.resume, run_folder)
+        checkpoint = choose_checkpoint(
+            config.checkpoint.resume, run_folder, check_all=config.checkpoint.verify.name == "full"
+        )
+        changes: list[Change] = []
         if checkpoint is not None:
-            check_same_run(load_plain(checkpoint)["config"], to_dict(config), checkpoint, run_folder)
+            changes = check_continuation(load_plain(checkpoint), config, checkpoint, run_folder)
+        elif (run_folder / "metrics.jsonl").is_file():
+            console.print("no checkpoint yet: the run starts over at step 0")
         if is_finished(run_folder, checkpoint, config.train.steps):
             tell_finished(console, config, run_folder)
             return 0
         back = None
         while True:
             try:
-                _train(config, run_folder, checkpoint, back, stop, console)
+                _train(config, run_folder, checkpoint, changes, back, stop, console)
                 return 0
             except RollBack as error:
                 back = error.with_traceback(None)  # whose frames would keep the run in memory
@@ -95,21 +93,6 @@ def compute_deterministically() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def check_same_run(saved: dict[str, Any], wanted: dict[str, Any], checkpoint: Path, run_folder: Path) -> None:
-    """Refuse to go on from a checkpoint under settings that it was not trained with, naming both values."""
-    own = checkpoint.parent.parent.resolve() == run_folder.resolve()
-    changed = [
-        (key, old, new) for key, old, new in config_differences(saved, wanted) if own or key.startswith(_SAME_MODEL)
-    ]
-    if changed:
-        key, old, new = changed[0]
-        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-        raise CheckpointError(
-            f"{checkpoint} was trained with {key}={json.dumps(old)}, now {key}={json.dumps(new)}{more}; set it back, "
-            "or start another run with hydra.run.dir=... or checkpoint.resume=never"
-        )
-
-
 def tell_finished(console: Console, config: Config, run_folder: Path) -> None:
     print_summary(console, run_summary(run_folder))
     console.print(
@@ -124,6 +107,7 @@ def _train(
     config: Config,
     run_folder: Path,
     checkpoint: Path | None,
+    changes: Sequence[Change],
     back: RollBack | None,
     stop: StopRequest,
     console: Console,
@@ -133,28 +117,44 @@ def _train(
     tokenizer_file = find_tokenizer(run_folder, checkpoint)
     console.print("preparing the data …" if tokenizer_file else "preparing the data and its tokenizer …")
     with closing(build_data(config, tokenizer_file)) as data:
-        data.tokenizer.save(run_folder / "tokenizer.json")
+        data.tokenizer.save(run_folder, files.replace_text)
         save_config(config, run_folder / "config.yaml")
         start_rss_bytes = memory_use(torch.device("cpu"))["rss_bytes"]
-        run = build_run(config, run_folder, data, stop)
-        run.start_rss_bytes, run.planned = start_rss_bytes, plan_bytes(config, data.tokenizer)
+        backends = chosen_backends(config, checkpoint)
+        run = build_run(config, run_folder, data, stop, backends)
+        run.start_rss_bytes, run.planned = start_rss_bytes, plan_bytes(config, data.tokenizer, backends)
         try:
-            start(run, config, checkpoint)
+            start(run, config, checkpoint, changes)
             if back is not None:
                 run.batches.load_state_dict(back.position)
                 run.guard.load_state_dict(back.guard)
-            announce(console, config, run, data.source.description)
+            announce(console, config, run, data.source.description, backends)
+            for line in changes_text(changes, config):
+                console.print(line, soft_wrap=True, markup=False)
+                log.info("%s", line)
             add_displays(config, run, console)
             reason = train(run)
         finally:
+            run.saver.close()
             run.tracker.close()
     close(console, run, reason)
 
 
-def plan_bytes(config: Config, tokenizer: Vocabulary) -> dict[str, int]:
+def chosen_backends(config: Config, checkpoint: Path | None) -> Backends:
+    """What ``sparsity.backend=auto`` chose for each layer when the run of ``checkpoint`` began; empty if another
+    backend was named then or is now.
+
+    The user's cache may have gone since, and another choice would have other rounding.
+    """
+    saved = {} if checkpoint is None else load_plain(checkpoint)
+    chose = saved.get("config", {}).get("sparsity", {}).get("backend") == "auto"
+    return saved.get("backends", {}) if chose and config.sparsity.backend.name == "auto" else {}
+
+
+def plan_bytes(config: Config, tokenizer: Vocabulary, backends: Backends) -> dict[str, int]:
     """Predicted bytes by kind, and of the peak of all tensors; empty for a model whose shapes depend on numbers."""
     try:
-        footprint = plan_run(config, vocabulary=tokenizer).footprint
+        footprint = plan_run(config, vocabulary=tokenizer, backends=backends).footprint
     except RuntimeError as error:  # what fake tensors raise
         log.info("memory can't be predicted for this model: %s", error)
         return {}
@@ -168,14 +168,18 @@ def find_tokenizer(run_folder: Path, checkpoint: Path | None) -> Path | None:
     return path if checkpoint is not None and path.is_file() else None
 
 
-def start(run: Run, config: Config, checkpoint: Path | None) -> None:
+def start(run: Run, config: Config, checkpoint: Path | None, changes: Sequence[Change]) -> None:
     """Put the run at its first step or where the checkpoint was taken."""
     if checkpoint is None:
         run.metrics.truncate(0)  # what a run that died before its first checkpoint has left
         run.tracker.emit(run_header(config, run))
         return
     own = checkpoint.parent.resolve() == run.checkpoints.resolve()
-    restore(run, load_checkpoint(checkpoint), same_folder=own)
+    try:
+        restore(run, load_checkpoint(checkpoint), same_folder=own)
+    except DataError as error:
+        raise about_changed_files(error, changes) from error
+    record_resume(run.folder, checkpoint, run.state.step, changes)
     if not own:
         run.tracker.emit(run_header(config, run))
     log.info("resumed from %s", checkpoint)
@@ -204,12 +208,12 @@ def add_displays(config: Config, run: Run, console: Console) -> None:
         run.tracker.add(wandb)
 
 
-def announce(console: Console, config: Config, run: Run, source: str) -> None:
+def announce(console: Console, config: Config, run: Run, source: str, backends: Backends) -> None:
     """Say what is about to happen."""
     layers = sparse_layers(run.model)
     if layers:
         print_layers(console, layers)
-    for line in [*explain_backends(config, layers.values(), run.device), *remarks(config)]:
+    for line in [*explain_backends(config, layers, run.device, backends), *remarks(config)]:
         console.print(line, soft_wrap=True)
     active, dense = count_parameters(run.model)
     settings = run.settings

@@ -1,7 +1,6 @@
 """What a run will take, before any of it is allocated: parameters, bytes by kind, operations, the batch that fits."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from rich.console import Console
@@ -12,21 +11,12 @@ from smet_train.analysis.layers import print_layers
 from smet_train.analysis.planning import Plan, plan_run
 from smet_train.analysis.summary import bytes_table, format_bytes
 from smet_train.build import remarks
-from smet_train.config.fields import setting
+from smet_train.config.plan_settings import PlanSettings
 from smet_train.config.schema import Config
 from smet_train.errors import ConfigError
 from smet_train.sparse_model import explain_backends
 
 Compose = Callable[[list[str]], Config]
-
-
-@dataclass
-class PlanSettings:
-    """Settings of ``smet-plan`` itself, ``plan.*`` on the command line."""
-
-    densities: list[float] = setting("also a table of these densities", [], above=0, at_most=1)
-    ranks: list[int] = setting("also a table for these numbers of processes", [], at_least=1)
-    memory_gib: float | None = setting("memory that the largest micro-batch is sought for, GiB", None, above=0)
 
 
 def largest_micro_batch(config: Config, memory_bytes: float) -> tuple[int, int]:
@@ -66,7 +56,7 @@ def print_plan(console: Console, compose: Compose, settings: PlanSettings) -> No
     if plan.layers:
         print_layers(console, plan.layers)
     console.print(bytes_table([row.as_dict() for row in plan.footprint.rows]))
-    for line in [*explain_backends(config, plan.layers.values(), torch.device("cpu")), *remarks(config)]:
+    for line in [*explain_backends(config, plan.layers, torch.device("cpu")), *remarks(config)]:
         console.print(line, soft_wrap=True)
     dense = plan_run(compose(["method=dense"])) if plan.layers else plan
     for line in plan_lines(config, plan, dense):

@@ -1,6 +1,7 @@
 """The model of a configuration: its architecture, its sparse layers, and what computes them."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,15 @@ from smet_train.data.tokenizer import load_tokenizer
 from smet_train.models import ModelSpec, build_model, checkpoint_activations, default_projections
 from smet_train.sparse import Layout, SparseLinear, sparsify
 from smet_train.sparse.allocation import Shapes, allocate
-from smet_train.sparse.backends import get_backend
+from smet_train.sparse.backends import BACKENDS, get_backend
 from smet_train.sparse.backends.auto import Choice, choose_backend
 from smet_train.sparse.convert import named_layout
 from smet_train.sparse.ledger import sparse_layers
 from smet_train.train.precision import hold_parameters
+
+log = logging.getLogger(__name__)
+
+Backends = Mapping[str, str]  # the backend of each sparse layer, by their names
 
 
 class Vocabulary(Protocol):
@@ -46,11 +51,15 @@ def planned_vocabulary(config: Config) -> Vocabulary:
 
 
 def build_sparse_model(
-    config: Config, tokenizer: Vocabulary, device: torch.device
+    config: Config, tokenizer: Vocabulary, device: torch.device, backends: Backends | None = None
 ) -> tuple[nn.Module, dict[str, float]]:
     """The model on its device, in its precision, and the target density of each sparse layer (none if dense).
 
     On the meta device its tensors hold no numbers: enough to plan with.
+
+    Args:
+        backends: with ``sparsity.backend=auto`` those that a checkpoint was computed with: its run goes on with them,
+            whatever would be chosen today.
     """
     spec = ModelSpec(
         family=config.model.family.name,
@@ -83,8 +92,11 @@ def build_sparse_model(
             named_layout(name, shape, densities[name], config.sparsity.block_size)
         return dict.fromkeys(densities, 1.0)
 
+    def choose(name: str, layout: Layout) -> str:
+        kept = _kept(config, name, layout, device, backends or {})
+        return choose_for(config, layout, device).backend if kept is None else kept
+
     named_backend = config.sparsity.backend.name
-    auto = named_backend == "auto"
     if config.sparsity.enabled:
         sparsify(
             model,
@@ -93,7 +105,7 @@ def build_sparse_model(
             density=config.sparsity.density,
             seed=config.seed,
             block=config.sparsity.block_size,
-            backend=(lambda layout: choose_for(config, layout, device).backend) if auto else named_backend,
+            backend=choose if named_backend == "auto" else named_backend,
             init=config.sparsity.init.name,
             allocate=allocate_and_note,
         )
@@ -106,23 +118,54 @@ def build_sparse_model(
     return model, densities
 
 
-def choose_for(config: Config, layout: Layout, device: torch.device) -> Choice:
-    """What ``sparsity.backend=auto`` takes for layers of ``layout``: timed once, then from the user's cache."""
-    if device.type == "meta":  # of a plan: the run's own
+def _computing(config: Config, device: torch.device) -> tuple[torch.device, torch.dtype]:
+    """Where and in what the products will be computed; for the meta device of a plan, as in the run itself."""
+    if device.type == "meta":
         on_gpu = config.train.device.name != "cpu" and torch.cuda.is_available()
         device = torch.device("cuda" if on_gpu else "cpu")
+    return device, torch.float32 if config.train.precision.name == "fp32" else torch.bfloat16
+
+
+def _kept(config: Config, name: str, layout: Layout, device: torch.device, backends: Backends) -> str | None:
+    """The backend that a checkpoint names for layer ``name``; None if there is none, or if it can't compute it here."""
+    kept = backends.get(name)
+    if kept is None:
+        return None
+    real_device, dtype = _computing(config, device)
+    reason = BACKENDS[kept].unsupported(layout, dtype, real_device) if kept in BACKENDS else "it is unknown here"
+    if reason is not None and device.type != "meta":
+        log.warning(
+            "layer %s was computed by the backend %s, which can't do so on %s: %s; another one is chosen, whose "
+            "rounding differs",
+            *(name, kept, real_device, reason),
+        )
+    return kept if reason is None else None
+
+
+def choose_for(config: Config, layout: Layout, device: torch.device) -> Choice:
+    """What ``sparsity.backend=auto`` takes for layers of ``layout``: timed once, then from the user's cache."""
     cache_dir = default_cache_dir() if config.data.cache_dir is None else Path(config.data.cache_dir).expanduser()
-    dtype = torch.float32 if config.train.precision.name == "fp32" else torch.bfloat16
+    device, dtype = _computing(config, device)
     tokens = config.train.micro_batch_size * config.data.sequence_tokens
     return choose_backend(layout, dtype, device, tokens, cache_dir / "backends.json")
 
 
-def explain_backends(config: Config, layers: Iterable[SparseLinear], device: torch.device) -> list[str]:
-    """Why ``auto`` has chosen what it has, a line for each kind of layer; none if the backend was named."""
+def explain_backends(
+    config: Config, layers: Mapping[str, SparseLinear], device: torch.device, backends: Backends | None = None
+) -> list[str]:
+    """Why ``auto`` has chosen what it has, a line for each kind of layer; none if the backend was named.
+
+    ``backends`` as for :func:`build_sparse_model`.
+    """
     if config.sparsity.backend.name != "auto":
         return []
-    choices = {layout: choose_for(config, layout, device) for layout in dict.fromkeys(layer.layout for layer in layers)}
+    reasons: dict[tuple[Layout, str], str] = {}
+    for name, layer in layers.items():
+        kind = layer.layout, layer.backend.name
+        if kind not in reasons:
+            kept = (backends or {}).get(name) == layer.backend.name
+            reasons[kind] = "as in the checkpoint" if kept else choose_for(config, layer.layout, device).text
     return [
-        f"backend     {layout.shape_text} at density {layout.density:.4g}: {choice.backend} ({choice.text})"
-        for layout, choice in choices.items()
+        f"backend     {layout.shape_text} at density {layout.density:.4g}: {backend} ({reason})"
+        for (layout, backend), reason in reasons.items()
     ]

@@ -33,7 +33,7 @@ def test_the_library_example_trains() -> None:
 
 
 def test_every_command_composes() -> None:
-    commands = re.findall(r"^smet-train (?!-)(.*?)(?:\s+#.*)?$", README, re.MULTILINE)
+    commands = re.findall(r"^smet-train (?!-|resume )(.*?)(?:\s+#.*)?$", README, re.MULTILINE)
     assert len(commands) >= 4
     for command in commands:
         compose([word for word in command.split() if not word.startswith("-") and word != "job"])

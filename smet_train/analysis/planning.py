@@ -9,7 +9,7 @@ from smet_train.build import build_optimizer, build_rules, build_topology_schedu
 from smet_train.config.schema import Config
 from smet_train.sparse.ledger import count_parameters, sparse_layers
 from smet_train.sparse.linear import SparseLinear
-from smet_train.sparse_model import Vocabulary, build_sparse_model, planned_vocabulary
+from smet_train.sparse_model import Backends, Vocabulary, build_sparse_model, planned_vocabulary
 from smet_train.topology.updater import topology_ledger
 
 
@@ -23,18 +23,25 @@ class Plan:
     footprint: Footprint
 
 
-def plan_run(config: Config, micro_batch_size: int | None = None, vocabulary: Vocabulary | None = None) -> Plan:
+def plan_run(
+    config: Config,
+    micro_batch_size: int | None = None,
+    vocabulary: Vocabulary | None = None,
+    backends: Backends | None = None,
+) -> Plan:
     """Build the model of ``config`` without numbers and take one step of it; no generator is moved.
 
     Args:
         micro_batch_size: instead of the configuration's.
         vocabulary: of the tokenizer that is at hand; None = the one that the configuration names or will train.
+        backends: of a checkpoint, as for :func:`build_sparse_model`.
 
     Raises:
         SmetError: for everything that would stop the run before its first step but for its data.
     """
     with torch.random.fork_rng(devices=[]):
-        model, densities = build_sparse_model(config, vocabulary or planned_vocabulary(config), torch.device("meta"))
+        words = vocabulary or planned_vocabulary(config)
+        model, densities = build_sparse_model(config, words, torch.device("meta"), backends)
     layers = sparse_layers(model)
     active, dense = count_parameters(model)
     size = micro_batch_size or config.train.micro_batch_size

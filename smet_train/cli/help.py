@@ -1,5 +1,6 @@
 """What ``smet-train --help`` prints: usage, the YAML groups, and every setting with its meaning and default."""
 
+from smet_train.config.continuation import CHANGEABLE_KEYS, matches
 from smet_train.config.fields import Leaf, leaves, spell
 from smet_train.config.locate import group_options, groups
 from smet_train.config.schema import Config
@@ -10,19 +11,32 @@ USAGE = """\
 smet-train pre-trains GPT/LLaMA-style language models with dynamic sparse training (SMET, arXiv 2606.00888).
 
 usage: smet-train +experiment=NAME [group=NAME ...] [key=value ...]
+       smet-train resume RUN_FOLDER [key=value ...]
 
   smet-train +experiment=demo                                     a small run, minutes on a CPU
   smet-train +experiment=demo method=set seed=2                   another method, another seed
   smet-train +experiment=demo train.steps=800                     the same run, extended
   smet-train +experiment=llama_130m_density0.1 data=python_source train.batch_size=8 train.micro_batch_size=2
+  smet-train resume outputs/demo-1a2b3c4d                         goes on with a run, from its folder alone
   smet-train -m +experiment=demo sparsity.density=0.05,0.1,0.25   a sweep, each run in a folder of its own
+"""
+
+RESUME = """\
+usage: smet-train resume RUN_FOLDER [key=value ...]
+
+  smet-train resume outputs/demo-1a2b3c4d                    goes on where the run's newest checkpoint was written
+  smet-train resume outputs/demo-1a2b3c4d train.steps=800    and further than was first planned
+
+The settings are those of RUN_FOLDER/config.yaml, from whatever folder the command is typed. These may be other ones,
+and each change is written to RUN_FOLDER/resumes.jsonl:
 """
 
 NOTES = """\
 The run folder is outputs/EXPERIMENT-HASH, the hash being that of the settings that make the run what it is: the same
 command typed again goes on where the run was. hydra.run.dir=FOLDER names another one.
 
-  --help              this text
+  --help              this text; smet-train resume --help tells what may change when a run goes on
+  --version           the version
   --cfg job           the settings that a command would train with
   -m, --multirun      a sweep over comma-separated values
   --hydra-help        options of Hydra, which reads the command line
@@ -35,6 +49,12 @@ def help_text() -> str:
     return "\n".join(
         [USAGE, _groups_text(), "settings (key=value)\n", *map(_setting_text, leaves(Config())), "", NOTES]
     )
+
+
+def resume_text() -> str:
+    """How to go on with a run, and what may change then."""
+    keys = [leaf.key for leaf in leaves(Config()) if matches(leaf.key, CHANGEABLE_KEYS)]
+    return RESUME + "".join(f"\n  {key}" for key in keys)
 
 
 def usage_text() -> str:

@@ -3,6 +3,7 @@
 import sys
 
 from smet_train.config.compose import compose, compose_own
+from smet_train.config.plan_settings import PlanSettings
 from smet_train.config.schema import Config
 from smet_train.errors import SmetError
 
@@ -36,12 +37,12 @@ def _run(overrides: list[str]) -> None:
     def configure(more: list[str]) -> Config:
         return compose([*rest, *more])
 
+    settings = compose_own("plan.", [item for item in overrides if item.startswith("plan.")], PlanSettings())
     configure([])
     # Only now what imports torch: after all mistakes in the settings have been told.
-    from smet_train.plan import PlanSettings, print_plan
+    from smet_train.plan import print_plan
     from smet_train.tracking.console import open_console
 
-    settings = compose_own("plan.", [item for item in overrides if item.startswith("plan.")], PlanSettings())
     print_plan(open_console(), configure, settings)
 
 

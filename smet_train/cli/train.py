@@ -5,8 +5,9 @@ import sys
 import traceback
 from pathlib import Path
 
-from smet_train.cli.help import help_text, usage_text
-from smet_train.config.compose import launch
+from smet_train import __version__
+from smet_train.cli.help import help_text, resume_text, usage_text
+from smet_train.config.launch import launch, resume
 from smet_train.config.schema import Config
 from smet_train.errors import SmetError
 
@@ -18,11 +19,17 @@ def main() -> None:
 
 
 def _status(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(help_text() if arguments else usage_text())
+    if not arguments:
+        print(usage_text())
+        return 0
+    if "-h" in arguments or "--help" in arguments:
+        print(resume_text() if arguments[0] == "resume" else help_text())
+        return 0
+    if arguments == ["--version"]:
+        print(f"smet-train {__version__}")
         return 0
     try:
-        return launch(_train)
+        return resume(_train, arguments[1:]) if arguments[0] == "resume" else launch(_train, arguments)
     except SmetError as error:
         print(f"smet-train: {error}", file=sys.stderr)
         return error.exit_status

@@ -1,39 +1,34 @@
-"""The boundary with Hydra: YAML files and overrides in, a validated dataclass out. No other module knows OmegaConf."""
+"""The boundary with Hydra: YAML files and overrides in, a validated dataclass out. What runs is in ``launch.py``."""
 
-import logging
-import os
 import re
-from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import hydra
 import yaml
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from smet_train.config import messages
-from smet_train.config.fields import leaves
+from smet_train.config.fields import leaves, spell
 from smet_train.config.identity import default_run_folder, fresh_folder, short_hash
 from smet_train.config.locate import config_folder
+from smet_train.config.plain import flatten
+from smet_train.config.saved import read_settings
 from smet_train.config.schema import Config
 from smet_train.config.validate import check_range, validate
-from smet_train.errors import ConfigError, SmetError
-
-log = logging.getLogger(__name__)
+from smet_train.errors import ConfigError
 
 MAIN_CONFIG = "train"
-_VERSION_BASE = "1.3"
+RESUMED_CONFIG = "resumed"
+VERSION_BASE = "1.3"
 
-RunJob = Callable[[Config, Path], int]
+_KNOWN_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+
 OwnSettings = TypeVar("OwnSettings")
 
 
@@ -47,10 +42,40 @@ def compose(overrides: list[str], *, config_name: str = MAIN_CONFIG, config_dir:
     Raises:
         ConfigError: for an unknown key or option, a wrong type, a value out of range, or settings at odds.
     """
-    with _translated():
-        config = _to_config(_compose(overrides, config_name, config_dir))
+    with translated():
+        config = to_config(compose_settings(overrides, config_name, config_dir))
     validate(config)
     return config
+
+
+def compose_run(run_folder: Path, overrides: list[str] | None = None) -> Config:
+    """The validated configuration of the run in ``run_folder``, with ``overrides`` on top.
+
+    Raises:
+        ConfigError: as :func:`compose`; also if the folder holds no run or its config.yaml can't be read.
+    """
+    store_run(run_folder)
+    return compose(overrides or [], config_name=RESUMED_CONFIG)
+
+
+def store_run(run_folder: Path) -> dict[str, Any]:
+    """Let Hydra compose ``RESUMED_CONFIG`` from the config.yaml of ``run_folder``; returns the settings in it, nested.
+
+    Groups come on top of it: method=NAME, say, gives what the preset says, and all other settings are the run's.
+    """
+    saved = read_settings(run_folder)
+    try:
+        with translated():
+            OmegaConf.merge(OmegaConf.structured(Config), _escaped(saved))
+    except ConfigError as error:
+        raise ConfigError(f"{run_folder / 'config.yaml'}: {error}") from error
+    hydra_settings = yaml.safe_load((config_folder() / f"{MAIN_CONFIG}.yaml").read_text(encoding="utf-8"))["hydra"]
+    hydra_settings["run"]["dir"] = _escaped(str(run_folder))
+    groups = [{"model": None}, {"data": None}, {"method": None}]
+    defaults = ["schema", "_self_", *groups, {"override hydra/hydra_logging": "none"}]
+    node = {"defaults": defaults, "hydra": hydra_settings, **_escaped(saved)}
+    ConfigStore.instance().store(name=f"{RESUMED_CONFIG}.yaml", node=node)
+    return saved
 
 
 def compose_own(prefix: str, overrides: list[str], defaults: OwnSettings) -> OwnSettings:
@@ -63,127 +88,111 @@ def compose_own(prefix: str, overrides: list[str], defaults: OwnSettings) -> Own
     for override in overrides:
         if override.partition("=")[0] not in known:
             raise ConfigError(f"unknown key {override.partition('=')[0]}; there is {', '.join(known)}")
-    with _translated():
-        given = OmegaConf.from_dotlist([override.removeprefix(prefix) for override in overrides])
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(defaults), given))
+    name = prefix.rstrip(".")
+    with translated():
+        whole = OmegaConf.merge({name: OmegaConf.structured(defaults)}, *map(_from_dotlist, overrides))
+        settings = cast(dict[str, Any], OmegaConf.to_object(whole))[name]
     for leaf in known.values():
         check_range(leaf, getattr(settings, leaf.key.removeprefix(prefix)))
     return cast(OwnSettings, settings)
 
 
-def launch(run: RunJob) -> int:
-    """Run what the command line of this process asks for; returns the exit status.
-
-    A single run is composed and validated before Hydra makes its folder, a sweep before its first job starts.
-
-    Args:
-        run: called with the configuration and the run folder; returns the exit status.
-
-    Raises:
-        ConfigError: for a mistake on the command line or in a YAML file.
-        SmetError: from ``run``, or from a sweep with failed jobs.
-    """
-    _register()
-    job = _Job(run)
-    with _translated(), _errors_raised():
-        arguments = get_args_parser().parse_args()
-        _check(arguments)
-        hydra.main(version_base=_VERSION_BASE, config_path=str(config_folder()), config_name=MAIN_CONFIG)(job)()
-    if job.error is not None:
-        raise job.error
-    return job.status
+def _from_dotlist(override: str) -> DictConfig:
+    try:
+        return OmegaConf.from_dotlist([override])
+    except yaml.YAMLError as error:
+        raise ConfigError(messages.unreadable_override(override)) from error
 
 
-class _Job:
-    """What Hydra calls for a run; keeps what came of it, because Hydra would print an error's overrides too."""
-
-    def __init__(self, run: RunJob) -> None:
-        self.status = 0
-        self.error: SmetError | None = None
-        self._run = run
-
-    def __call__(self, settings: DictConfig) -> None:
-        try:
-            config = _to_config(settings)
-            validate(config)
-            self.status = self._run(config, Path(HydraConfig.get().runtime.output_dir))
-        except SmetError as error:
-            log.info("ended by an error: %s", error)
-            self.error = error
-
-
-def _to_config(settings: DictConfig) -> Config:
+def to_config(settings: DictConfig) -> Config:
+    """What Hydra composed, without its own section, as the dataclass that the program reads."""
+    trained = OmegaConf.masked_copy(settings, [str(key) for key in settings if key != "hydra"])
     # By way of plain values: a key that an override added with a plus sign would otherwise be let through.
-    plain = OmegaConf.to_container(settings, resolve=True, enum_to_str=True)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+    plain = OmegaConf.to_container(trained, resolve=True, enum_to_str=True)
+    _check_complete(plain)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _escaped(plain)))
     assert isinstance(config, Config)
     return config
 
 
-def _compose(overrides: list[str], config_name: str, config_dir: Path | None) -> DictConfig:
-    with _initialized():
-        return hydra.compose(config_name, _searching(overrides, config_dir))
+def _check_complete(plain: Any) -> None:
+    """Raises ConfigError if an override took a setting away: its default would be trained instead, unasked for."""
+    given = flatten(plain)
+    for leaf in leaves(Config()):
+        if given.get(leaf.key, "???") == "???":
+            raise ConfigError(
+                f"{leaf.key} has no value ({leaf.help}); write for instance {leaf.key}={spell(leaf.default)}"
+            )
+
+
+def _escaped(value: Any) -> Any:
+    """Plain values with ``${`` written so that OmegaConf reads it as these two characters."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def compose_settings(overrides: list[str], config_name: str, config_dir: Path | None) -> DictConfig:
+    """What Hydra composes, with its own section ``hydra``."""
+    with initialized():
+        return hydra_compose(config_name, searching(overrides, config_dir))
+
+
+def hydra_compose(config_name: str, overrides: list[str]) -> DictConfig:
+    """``hydra.compose`` whose every exception is a ConfigError or one that :func:`translated` knows.
+
+    Hydra asserts, or trips over a type, for some overrides that its grammar lets through, such as ``model=null``.
+    """
+    try:
+        return hydra.compose(config_name, overrides, return_hydra_config=True)
+    except _KNOWN_ERRORS:
+        raise
+    except Exception as error:
+        raise ConfigError(messages.unusable_override(_culprit(config_name, overrides), error)) from error
+
+
+def _culprit(config_name: str, overrides: list[str]) -> str:
+    """The first of ``overrides`` that Hydra trips over by itself."""
+    for override in overrides:
+        try:
+            hydra.compose(config_name, [override], return_hydra_config=True)
+        except _KNOWN_ERRORS:
+            continue
+        except Exception:
+            return override
+    return " ".join(overrides)
 
 
 @contextmanager
-def _initialized() -> Iterator[None]:
-    _register()
-    with hydra.initialize_config_dir(str(config_folder()), version_base=_VERSION_BASE):
+def initialized() -> Iterator[None]:
+    """Within it, Hydra finds the shipped files, the schema, and the names of run folders."""
+    register()
+    with hydra.initialize_config_dir(str(config_folder()), version_base=VERSION_BASE):
         yield
 
 
-def _searching(overrides: list[str], config_dir: Path | None) -> list[str]:
-    return overrides if config_dir is None else [*overrides, f"hydra.searchpath=['file://{config_dir.absolute()}']"]
+def searching(overrides: list[str], config_dir: Path | None) -> list[str]:
+    """``overrides`` that have Hydra look into ``config_dir`` too.
 
-
-def _check(arguments: Namespace) -> None:
-    """Refuse what Hydra would answer with a traceback, and compose everything before anything is made."""
-    if arguments.config_path is not None:
-        raise ConfigError("--config-path would hide the shipped settings; write --config-dir to add a folder to them")
-    shows = arguments.cfg is not None
-    if shows + arguments.multirun + arguments.run + arguments.shell_completion + (arguments.info is not None) > 1:
-        raise ConfigError(
-            "--multirun, --run, --cfg, --info and --shell-completion exclude each other; keep one of them"
-        )
-    if arguments.resolve and not shows:
-        raise ConfigError("--resolve goes with --cfg; write --cfg job --resolve")
-    if shows or arguments.shell_completion or arguments.info is not None or arguments.hydra_help:
-        return
-    name = arguments.config_name or MAIN_CONFIG
-    folder = None if arguments.config_dir is None else Path(arguments.config_dir)
-    if arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides:
-        _check_sweep(arguments.overrides, name, folder)
-    else:
-        compose(arguments.overrides, config_name=name, config_dir=folder)
-
-
-def _check_sweep(overrides: list[str], name: str, folder: Path | None) -> None:
-    """Compose every swept value once, the other ones at their first value: names and types, not ranges.
-
-    A value out of range fails its own job and no other; a typo would fail all of them. Sweeps over ranges and
-    distributions have no list of values; the first jobs show what is wrong with them.
+    Raises:
+        ConfigError: if it is no folder.
     """
-    with _initialized():
-        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-        choices = []
-        for override in parser.parse_overrides(_searching(overrides, folder)):
-            if not override.is_sweep_override():
-                choices.append([str(override.input_line)])
-            elif override.is_discrete_sweep():
-                choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
-        first = [values[0] for values in choices]
-        hydra.compose(name, first)
-        for place, values in enumerate(choices):
-            for value in values[1:]:
-                hydra.compose(name, [*first[:place], value, *first[place + 1 :]])
+    if config_dir is None:
+        return overrides
+    if not config_dir.is_dir():
+        raise ConfigError(f"--config-dir {config_dir} is no folder; give one that holds groups, such as experiment/")
+    quoted = str(config_dir.absolute()).replace("\\", "\\\\").replace("'", r"\'")
+    return [*overrides, f"hydra.searchpath=['file://{quoted}']"]
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Turn the errors of Hydra, OmegaConf and YAML into ConfigError."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+    except _KNOWN_ERRORS as error:
         raise ConfigError(_explain(error)) from error
 
 
@@ -193,6 +202,9 @@ def _explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return messages.unknown_option(group, name, error.options)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: {error.problem}; this is not YAML"
     text = str(error)
     several = re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^']+)'", text)
     if several:
@@ -202,29 +214,15 @@ def _explain(error: Exception) -> str:
     return messages.explain(text)
 
 
-@contextmanager
-def _errors_raised() -> Iterator[None]:
-    """Let Hydra raise its errors instead of printing them; the environment is as before afterwards."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = before
-
-
-def _register() -> None:
+def register() -> None:
+    """Tell Hydra the schema and the names of folders."""
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("smet.run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("smet.sweep_folder", _sweep_folder, replace=True)
 
 
 def _run_folder(*, _root_: DictConfig) -> str:
-    settings = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
-    config = _to_config(settings)
+    config = to_config(_root_)
     return str(default_run_folder(config, _name(_root_, config.method)))
 
 

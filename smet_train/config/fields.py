@@ -6,6 +6,8 @@ from enum import Enum
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+_LARGEST = 10**9
+
 
 @dataclass(frozen=True, slots=True)
 class Range:
@@ -23,7 +25,12 @@ class Range:
     @property
     def text(self) -> str:
         bounds = [(">=", self.at_least), (">", self.above), ("<=", self.at_most), ("<", self.below)]
-        return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
+        # Whole numbers in full: 4294967296, where :g would have 4.29497e+09.
+        return " and ".join(
+            f"{sign} {bound if isinstance(bound, int) else f'{bound:g}'}"
+            for sign, bound in bounds
+            if math.isfinite(bound)
+        )
 
 
 def setting(
@@ -35,7 +42,9 @@ def setting(
     at_most: float = math.inf,
     below: float = math.inf,
 ) -> Any:
-    """A dataclass field with its meaning and, for numbers, its range."""
+    """A dataclass field with its meaning and, for numbers, its range; no whole number is above a thousand million."""
+    if isinstance(default, int) and not isinstance(default, bool) and math.isinf(min(at_most, below)):
+        at_most = _LARGEST
     bounds = Range(at_least, above, at_most, below)
     metadata = {"help": help_text, "range": None if bounds == Range() else bounds}
     if isinstance(default, list):

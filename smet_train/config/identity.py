@@ -20,13 +20,17 @@ VOLATILE_KEYS = (
     "train.fused_backward_step",
     "train.release_freed_memory",
     "train.deterministic",
-    "train.max_",
+    "train.max_hours",
+    "train.max_bad_steps",
+    "train.max_rollbacks",
+    "train.max_loss_rise",
     "checkpoint.",
     "tracking.",
+    "data.allow_changed_source",
+    "data.max_bad_fraction",
     "data.prefetch_batches",
     "data.cache_dir",
     "data.retries",
-    "data.allow_changed_source",
     "debug.",
 )
 
@@ -44,13 +48,6 @@ def run_identity(config: Config) -> str:
 def short_hash(value: Any) -> str:
     """Eight hexadecimal digits of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def config_differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(key, old value, new value) of the settings that differ, without volatile ones; a missing one is None."""
-    before, after = lasting_settings(old), lasting_settings(new)
-    keys = [*before, *(key for key in after if key not in before)]
-    return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
 
 
 def default_run_folder(config: Config, name: str) -> Path:

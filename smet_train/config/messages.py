@@ -17,9 +17,21 @@ _KINDS = {
 }
 
 
+def nearest(word: str, options: Sequence[str], n: int = 1, cutoff: float = 0.5) -> list[str]:
+    """The ``options`` that are spelled most like ``word``, nearest first; none if none is near."""
+    return get_close_matches(word, options, n=n, cutoff=cutoff)
+
+
+def stray_option(message: str) -> str:
+    """What argparse says of an option that it does not know, or that lacks its value."""
+    stray = re.search(r"unrecognized arguments: (?:.* )?--?([\w.]+=\S*)", message)
+    guess = f"; a setting is written without dashes: {stray[1]}" if stray else "; smet-train --help lists the options"
+    return f"{message}{guess}"
+
+
 def unknown_option(group: str, name: str, options: Sequence[str]) -> str:
     """``group=name`` has no YAML file; ``options`` are the names that have one."""
-    near = get_close_matches(name, options, n=3, cutoff=0.5)
+    near = nearest(name, options, n=3)
     guess = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"there is no {group}={name}{guess}\n{group} is one of: {', '.join(options)}"
 
@@ -51,9 +63,25 @@ def unreadable_override(override: str) -> str:
     )
 
 
+def unusable_override(override: str, error: Exception) -> str:
+    """Hydra reads the text but fails over it."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"{override}: a YAML file that it reads is not UTF-8 text ({error}); convert it"
+    said = (str(error).splitlines() or [""])[0]
+    key = override.lstrip("+~").partition("=")[0]
+    hint = f"write {key}=NAME, NAME being one of {', '.join(group_options(key))}" if key in groups() else ""
+    hint = hint or "write key=value, for instance sparsity.density=0.1"
+    return f"{override!r} can't be used ({type(error).__name__}{': ' if said else ''}{said[:200]}); {hint}"
+
+
 def _not_convertible(match: re.Match[str]) -> str:
     key = match["key"]
     return f"{key}={match['value']} is not {_KINDS.get(match['kind'], match['kind'])}{_example(key)}"
+
+
+def _no_primary_config(match: re.Match[str]) -> str:
+    name = match["name"]
+    return f"--config-name {name}: there is no {name}.yaml; leave it out, or add its folder by --config-dir"
 
 
 def _not_in_enum(match: re.Match[str]) -> str:
@@ -91,6 +119,7 @@ def _leaf(key: str) -> Leaf | None:
 _AT_KEY = r"[\s\S]*?full_key: (?P<key>\S+)"
 _RULES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (r"Key '[^']+' (?:is )?not in '\w+'" + _AT_KEY, lambda match: unknown_key(match["key"])),
+    (r"Cannot find primary config '(?P<name>[^']*)'", _no_primary_config),
     (r"Could not override '(?P<key>[^']+)'", lambda match: unknown_key(match["key"])),
     (r"Value '(?P<value>.*)' of type '.*' could not be converted to (?P<kind>\w+)" + _AT_KEY, _not_convertible),
     (r"Value '(?P<value>.*)' is not a valid (?P<kind>\w+)" + _AT_KEY, _not_convertible),

@@ -1,5 +1,7 @@
 """A configuration as plain dictionaries and YAML, without Hydra."""
 
+import os
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -8,17 +10,19 @@ from typing import Any
 import yaml
 
 from smet_train.config.schema import Config
+from smet_train.errors import ConfigError
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Nested dictionaries of numbers, texts, lists and None; Enum members by name. JSON and YAML can hold it."""
-    plain: dict[str, Any] = _plain(config)
-    return plain
+    settings: dict[str, Any] = plain(config)
+    return settings
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A setting's value, or a section, as JSON and YAML can hold it."""
     if is_dataclass(value):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Enum):
         return value.name
     return list(value) if isinstance(value, list) else value
@@ -28,10 +32,27 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys to values."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+        flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
     return flat
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the resolved configuration as YAML."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    """Write the resolved configuration as YAML; whenever this process dies, ``path`` is the old file or the new one.
+
+    Raises:
+        ConfigError: if it can't be written (disk full, no permission).
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            yaml.safe_dump(to_dict(config), file, sort_keys=False)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise ConfigError(
+            f"{path} can't be written ({error.strerror}); make room or permission and start the same command again",
+            exit_status=1,
+        ) from error

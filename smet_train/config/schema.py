@@ -24,15 +24,15 @@ class DataSource(Enum):
     hub = "hub"
 
 
+class OnBad(Enum):
+    error = "error"
+    skip = "skip"
+
+
 class TextUnit(Enum):
     document = "document"
     paragraph = "paragraph"
     line = "line"
-
-
-class OnBad(Enum):
-    error = "error"
-    skip = "skip"
 
 
 class Backend(Enum):
@@ -84,6 +84,11 @@ class LrDensityRule(Enum):
     linear = "linear"
 
 
+class Moments(Enum):
+    fp32 = "fp32"
+    fp8 = "fp8"
+
+
 class LrScheduleName(Enum):
     cosine = "cosine"
     linear = "linear"
@@ -103,6 +108,16 @@ class Device(Enum):
     cuda = "cuda"
 
 
+class Verify(Enum):
+    fast = "fast"
+    full = "full"
+
+
+class OnSaveError(Enum):
+    stop = "stop"
+    warn = "warn"
+
+
 class WandbMode(Enum):
     disabled = "disabled"
     offline = "offline"
@@ -114,11 +129,13 @@ class ModelConfig:
     """The architecture; the vocabulary's size comes from the tokenizer."""
 
     family: Family = setting("architecture: llama, gpt2, or auto (any causal model, from config_file)", Family.llama)
-    hidden_size: int = setting("width of the residual stream", 512, at_least=1)
-    intermediate_size: int = setting("width inside each MLP", 1376, at_least=1)
-    layers: int = setting("transformer blocks", 8, at_least=1)
-    heads: int = setting("attention heads of a block", 8, at_least=1)
-    kv_heads: int | None = setting("key/value heads of a block (llama); null = as many as heads", None, at_least=1)
+    hidden_size: int = setting("width of the residual stream", 512, at_least=1, at_most=100_000)
+    intermediate_size: int = setting("width inside each MLP", 1376, at_least=1, at_most=1_000_000)
+    layers: int = setting("transformer blocks", 8, at_least=1, at_most=10_000)
+    heads: int = setting("attention heads of a block", 8, at_least=1, at_most=10_000)
+    kv_heads: int | None = setting(
+        "key/value heads of a block (llama); null = as many as heads", None, at_least=1, at_most=10_000
+    )
     dropout: float = setting("dropout probability", 0.0, at_least=0, below=1)
     tie_embeddings: bool = setting("the output layer shares the embedding's weight", False)
     initializer_range: float = setting("standard deviation of the first dense weights", 0.02, above=0)
@@ -132,8 +149,8 @@ class TokenizerConfig:
     file: str | None = setting("path of a tokenizer.json; null = train one on the data", None)
     hub_name: str | None = setting("name of a tokenizer on the Hugging Face hub", None)
     # 256 bytes and the end-of-text token
-    vocab_size: int = setting("entries of a trained vocabulary", 32000, at_least=257)
-    train_bytes: int = setting("bytes of text that a tokenizer is trained on", 20_000_000, at_least=1)
+    vocab_size: int = setting("entries of a trained vocabulary", 32000, at_least=257, at_most=10_000_000)
+    train_bytes: int = setting("bytes of text that a tokenizer is trained on", 20_000_000, at_least=1, at_most=10**12)
 
 
 @dataclass
@@ -147,10 +164,10 @@ class DataConfig:
     split: str = setting("split of a hub data set (hub)", "train")
     text_field: str = setting("field or column that holds the text (jsonl, parquet, hub)", "text")
     text_unit: TextUnit = setting("what one document is in a text file (text)", TextUnit.paragraph)
-    sequence_tokens: int = setting("tokens in a training window", 256, at_least=2)
+    sequence_tokens: int = setting("tokens in a training window", 256, at_least=2, at_most=10_000_000)
     shuffle_documents: int = setting("documents in a shuffled block; 1 = keep their order", 1000, at_least=1)
     validation_fraction: float = setting("fraction of the documents held out", 0.01, above=0, below=1)
-    prefetch_batches: int = setting("micro-batches read ahead", 4, at_least=0)
+    prefetch_batches: int = setting("micro-batches read ahead", 4, at_least=0, at_most=1_000_000)
     cache_dir: str | None = setting("folder of tokenizers and validation windows; null = the user's cache", None)
     on_bad: OnBad = setting("documents and files that can't be read: end the run, or leave them out", OnBad.error)
     max_bad_fraction: float = setting(
@@ -168,7 +185,9 @@ class SparsityConfig:
 
     enabled: bool = setting("make the chosen layers sparse; false = train densely", True)
     density: float = setting("fraction of each sparse matrix that exists", 0.1, above=0, at_most=1)
-    block_size: int = setting("edge of the square blocks that are active or not; 1 = single values", 1, at_least=1)
+    block_size: int = setting(
+        "edge of the square blocks that are active or not; 1 = single values", 1, at_least=1, at_most=100_000
+    )
     allocation: Allocation = setting("share of each layer: all alike, or by its shape (erk)", Allocation.uniform)
     densities: list[str] = setting("PATTERN=DENSITY of layers with a density of their own", [])
     include: list[str] | None = setting("globs of the layers to make sparse; null = all projections", None)
@@ -207,6 +226,9 @@ class OptimizerConfig:
     betas: list[float] = setting("decay of the first and second moment", [0.9, 0.999], at_least=0, below=1)
     eps: float = setting("added to the root of the second moment", 1e-8, above=0)
     weight_decay: float = setting("decoupled weight decay, times the learning rate", 0.0, at_least=0)
+    moments: Moments = setting(
+        "format of both moments: fp32, or fp8 (8 bits, an exponent for 64, rounded without bias)", Moments.fp32
+    )
     grad_clip: float = setting("largest global norm of the gradient; 0 = no clipping", 1.0, at_least=0)
     local_step: bool = setting("bias correction counts each value's own steps; false = the run's", True)
     regrow_moments: RegrowMoments = setting(
@@ -227,8 +249,8 @@ class TrainConfig:
     """How long, how much at once, in what precision, on what."""
 
     steps: int = setting("optimizer steps", 10_000, at_least=1)
-    batch_size: int = setting("sequences in an optimizer step", 512, at_least=1)
-    micro_batch_size: int = setting("sequences computed at once; divides batch_size", 16, at_least=1)
+    batch_size: int = setting("sequences in an optimizer step", 512, at_least=1, at_most=1_000_000)
+    micro_batch_size: int = setting("sequences computed at once; divides batch_size", 16, at_least=1, at_most=1_000_000)
     precision: Precision = setting("number format of values and of computation", Precision.fp32)
     device: Device = setting("auto = the GPU where there is one", Device.auto)
     activation_checkpointing: bool = setting(
@@ -253,7 +275,7 @@ class TrainConfig:
         "nats above the median of the last 50 losses from which a step is passed over too; null = any", None, above=0
     )
     eval_interval: int = setting("steps between evaluations; 0 = only at start and end", 500, at_least=0)
-    eval_windows: int = setting("validation windows in an evaluation", 128, at_least=1)
+    eval_windows: int = setting("validation windows in an evaluation", 128, at_least=1, at_most=10_000_000)
     log_interval: int = setting("steps between console lines when not on a terminal", 10, at_least=1)
 
 
@@ -263,6 +285,10 @@ class CheckpointConfig:
 
     interval: int = setting("steps between checkpoints; 0 = only at the end", 500, at_least=0)
     keep: int = setting("newest checkpoints that are kept", 3, at_least=1)
+    keep_every: int = setting("steps between checkpoints that are kept for good; 0 = none", 0, at_least=0)
+    asynchronous: bool = setting("write in the background, from a copy in memory, while training goes on", False)
+    on_error: OnSaveError = setting("when one can't be written: stop, or warn and train on", OnSaveError.stop)
+    verify: Verify = setting("checksums when resuming: of the one that is used, or of all (full)", Verify.fast)
     resume: str = setting("auto = go on in the run folder, never = a fresh folder, or a checkpoint's path", "auto")
 
 
@@ -275,7 +301,7 @@ class TrackingConfig:
     spike_horizon_steps: int = setting("steps after a topology update in which its spike is sought", 30, at_least=1)
     spike_baseline_steps: int = setting("steps before an update whose mean loss is its baseline", 10, at_least=1)
     exploration: bool = setting("count the sites ever active, one bit a site", True)
-    probe_windows: int = setting("sequences in the fixed probe batch; 0 = none", 0, at_least=0)
+    probe_windows: int = setting("sequences in the fixed probe batch; 0 = none", 0, at_least=0, at_most=1_000_000)
 
 
 @dataclass

@@ -8,10 +8,10 @@ from smet_train.config.fields import Leaf, leaves, spell, value_at
 from smet_train.config.schema import Config, DataConfig, DataSource, Drop, Family, Grow, ModelConfig, RegrowMoments
 from smet_train.errors import ConfigError
 
-_FILE_SOURCES = (DataSource.text, DataSource.jsonl, DataSource.parquet)
+FILE_SOURCES = (DataSource.text, DataSource.jsonl, DataSource.parquet)
 # Settings of some sources only: a value that nothing would read is a mistake about which data are trained on.
 _READ_BY = {
-    "files": _FILE_SOURCES,
+    "files": FILE_SOURCES,
     "name": (DataSource.hub,),
     "subset": (DataSource.hub,),
     "split": (DataSource.hub,),
@@ -210,7 +210,7 @@ def _check_data(data: DataConfig) -> None:
                 f"data.{name}={spell(getattr(data, name))} is not read by data.source={data.source.name}; it is for "
                 f"{', '.join(names)}: write data={names[0]}, or leave it out"
             )
-    if data.source in _FILE_SOURCES and not data.files:
+    if data.source in FILE_SOURCES and not data.files:
         raise ConfigError(
             f"data.source={data.source.name} needs data.files; write for instance data.files=['corpus/*.txt']"
         )

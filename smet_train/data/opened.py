@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
-import pyarrow as pa
-
 from smet_train.data.remote import RemoteFile, is_url
 
 CHUNK_BYTES = 1 << 18
@@ -26,13 +24,19 @@ def _open_zip(raw: Any) -> Any:
     return archive.open(archive.namelist()[0])
 
 
+def _open_arrow(raw: Any, codec: str) -> Any:
+    import pyarrow  # not for those who only look at a file's beginning
+
+    return pyarrow.CompressedInputStream(raw, codec)
+
+
 _DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
     ".lzma": lzma.LZMAFile,
-    ".zst": lambda raw: pa.CompressedInputStream(raw, "zstd"),
-    ".lz4": lambda raw: pa.CompressedInputStream(raw, "lz4"),
+    ".zst": lambda raw: _open_arrow(raw, "zstd"),
+    ".lz4": lambda raw: _open_arrow(raw, "lz4"),
     ".zip": _open_zip,
 }
 COMPRESSED = tuple(_DECOMPRESSORS)
@@ -79,13 +83,14 @@ def _read(read: Callable[[int], bytes]) -> bytes:
         return read(CHUNK_BYTES)
 
 
-# What else the libraries raise: IndexError for a zip file that holds nothing, NotImplementedError for exotic ones.
+# What else the libraries raise: ValueError is pyarrow's, IndexError comes of a zip file that holds nothing,
+# NotImplementedError of exotic ones.
 _BROKEN = (
     gzip.BadGzipFile,
     zlib.error,
     lzma.LZMAError,
     zipfile.BadZipFile,
-    pa.ArrowException,
+    ValueError,
     IndexError,
     NotImplementedError,
 )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -78,8 +78,8 @@ class TextTokenizer:
         """The content of its ``tokenizer.json``."""
         return str(self._tokenizer.to_str(pretty=True))
 
-    def save(self, path: Path) -> None:
-        """Write ``path`` (tokenizer.json) and, beside it, the ``tokenizer_config.json`` that names its end of text.
+    def save(self, folder: Path, write: Callable[[Path, str], object] = Path.write_text) -> None:
+        """Write ``tokenizer.json`` into ``folder``, and the ``tokenizer_config.json`` that names its end of text.
 
         The folder then loads with ``from_file`` and with transformers' ``AutoTokenizer``.
         """
@@ -88,8 +88,8 @@ class TextTokenizer:
             "eos_token": self._eos_token,
             "clean_up_tokenization_spaces": False,
         }
-        path.with_name("tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        path.write_text(self.to_json(), encoding="utf-8")
+        write(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
+        write(folder / "tokenizer.json", self.to_json())
 
 
 def load_tokenizer(file: str | None, hub_name: str | None) -> TextTokenizer | None:

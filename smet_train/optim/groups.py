@@ -29,7 +29,7 @@ def parameter_groups(
     """Groups for ``SmetAdamW``: one a density for the sparse values, one for embeddings and the output layer, one for
     the other dense matrices, one without decay.
 
-    Matrices and sparse values decay; norms and biases do not.
+    Matrices and sparse values decay; norms and biases do not, and keep moments in fp32.
 
     Args:
         densities: target density of each sparse layer, by name; decides its learning rate scale.
@@ -60,7 +60,7 @@ def parameter_groups(
         {"role": "embedding", "params": embeddings, "weight_decay": weight_decay, "lr_scale": embedding_lr_scale}
     )
     groups.append({"role": "dense", "params": matrices, "weight_decay": weight_decay})
-    groups.append({"role": "no_decay", "params": vectors, "weight_decay": 0.0})
+    groups.append({"role": "no_decay", "params": vectors, "weight_decay": 0.0, "moments": "fp32"})
     return [group for group in groups if group["params"]]
 
 

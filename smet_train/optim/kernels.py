@@ -10,11 +10,13 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from smet_train.optim.fp8 import BLOCK, M_BITS, OCTAVES, SHIFT, V_BITS
 from smet_train.sparse.compiled import MATH
 
 Array = NDArray[Any]
 
-CHUNK = 512  # elements whose factors and copies stay in the first cache
+M_OCTAVES, V_OCTAVES = OCTAVES[True], OCTAVES[False]
+CHUNK = 512  # a multiple of BLOCK: elements whose factors and copies stay in the first cache
 
 
 @njit(parallel=True, fastmath=MATH, error_model="numpy", cache=True)
@@ -55,21 +57,160 @@ def update_bf16(
         _look_up(ages, pairs, first, last, len(m_N), found)
         factors = found.view(m_N.dtype)
         patterns = np.empty((2, CHUNK), np.uint32)
-        for i in range(count):
-            patterns[0, i] = np.uint32(parameter_N[first + i]) << np.uint32(16)
-            patterns[1, i] = np.uint32(gradient_N[first + i]) << np.uint32(16)
+        _widen(parameter_N[first:last], patterns[0])
+        _widen(gradient_N[first:last], patterns[1])
         exact = patterns.view(np.float32)
         _update_chunk(exact[0, :count], exact[1, :count], m_N[first:last], v_N[first:last], factors, constants)
-        for i in range(count):
-            if np.isfinite(exact[0, i]):
-                z = np.uint64(first + i) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
-                z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-                z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-                z = z ^ (z >> np.uint64(31))
-                patterns[0, i] += np.uint32(z & np.uint64(0xFFFF))
-            elif np.isnan(exact[0, i]):
-                patterns[0, i] = np.uint32(0x7FC00000)  # cutting a NaN off could leave an infinity
-            parameter_N[first + i] = np.uint16(patterns[0, i] >> np.uint32(16))
+        noise = np.empty((3, CHUNK), np.uint32)
+        _draw(noise, first, key)
+        _narrow(exact[0], patterns[0], noise[0], parameter_N[first:last])
+
+
+@njit(parallel=True, fastmath=MATH, error_model="numpy", cache=True)
+def update_fp8(
+    parameter_N: Array,
+    gradient_N: Array,
+    m: tuple[Array, Array],
+    v: tuple[Array, Array],
+    ages: Array,
+    pairs: Array,
+    constants: Array,
+    key: int,
+) -> None:  # pragma: no cover
+    """As ``update`` for fp32, or patterns of bf16, with moments in 8 bits: (codes (N,), exponents (blocks,)) of each.
+
+    A chunk's moments are widened, updated and rounded while they are in the first cache; see ``fp8``.
+    """
+    elements = len(parameter_N)
+    for number in prange((elements + CHUNK - 1) // CHUNK):
+        first = number * CHUNK
+        last = min(first + CHUNK, elements)
+        count = last - first
+        blocks = slice(first // BLOCK, (last + BLOCK - 1) // BLOCK)
+        found = np.empty(CHUNK, pairs.dtype)
+        _look_up(ages, pairs, first, last, elements, found)
+        factors = found.view(np.float32)
+        codes = np.zeros((2, CHUNK), np.uint8)  # whole blocks, whose loops have a fixed length
+        codes[0, :count] = m[0][first:last]
+        codes[1, :count] = v[0][first:last]
+        patterns = np.empty((4, CHUNK), np.uint32)
+        _decode(codes[0], m[1][blocks], M_OCTAVES, 127, patterns[0])
+        _decode(codes[1], v[1][blocks], V_OCTAVES, 255, patterns[1])
+        exact = patterns.view(np.float32)
+        noise = np.empty((3, CHUNK), np.uint32)
+        _draw(noise, first, key)
+        if parameter_N.itemsize == 2:
+            _widen(parameter_N[first:last], patterns[2])
+            _widen(gradient_N[first:last], patterns[3])
+            values, gradients = exact[2, :count], exact[3, :count]
+            _update_chunk(values, gradients, exact[0, :count], exact[1, :count], factors, constants)
+            _narrow(exact[2], patterns[2], noise[0], parameter_N[first:last])
+        else:
+            values, gradients = parameter_N[first:last], gradient_N[first:last]
+            _update_chunk(values, gradients, exact[0, :count], exact[1, :count], factors, constants)
+        _encode_m(exact[0], patterns[0], noise[1], codes[0], m[1][blocks])
+        _encode_v(patterns[1], noise[2], codes[1], v[1][blocks])
+        m[0][first:last] = codes[0, :count]
+        v[0][first:last] = codes[1, :count]
+
+
+@njit(fastmath=MATH, error_model="numpy", cache=True)
+def _widen(narrow_N: Array, patterns: Array) -> None:  # pragma: no cover
+    for i in range(len(narrow_N)):
+        patterns[i] = np.uint32(narrow_N[i]) << np.uint32(16)
+
+
+@njit(fastmath=MATH, error_model="numpy", cache=True)
+def _narrow(exact: Array, patterns: Array, noise: Array, narrow_N: Array) -> None:  # pragma: no cover
+    """Round ``exact``, whose bits are ``patterns``, to bf16."""
+    for i in range(len(narrow_N)):
+        if np.isfinite(exact[i]):
+            patterns[i] += noise[i]
+        elif np.isnan(exact[i]):
+            patterns[i] = np.uint32(0x7FC00000)  # cutting a NaN off could leave an infinity
+        narrow_N[i] = np.uint16(patterns[i] >> np.uint32(16))
+
+
+@njit(fastmath=MATH, error_model="numpy", cache=True)
+def _draw(noise: Array, first: int, key: int) -> None:  # pragma: no cover
+    """splitmix64 at the positions from ``first`` on: 16 bits for the value, 20 for either moment."""
+    for i in range(CHUNK):
+        z = np.uint64(first + i) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+        noise[0, i] = np.uint32(z & np.uint64(0xFFFF))
+        noise[1, i] = np.uint32((z >> np.uint64(M_BITS)) & np.uint64(0xFFFFF))
+        noise[2, i] = np.uint32((z >> np.uint64(V_BITS)) & np.uint64(0xFFFFF))
+
+
+# What follows is ``Fp8`` in loops of 64. Every number is cast to 32 bits, or numba computes in 64 and half as fast.
+
+
+@njit(fastmath=MATH, error_model="numpy", cache=True)
+def _bottom(exponent: Any, octaves: int) -> Any:  # pragma: no cover
+    """The upper bits of the pattern whose code would be 0."""
+    return np.uint32((exponent - np.uint32(octaves)) << np.uint32(3)) if exponent > octaves else np.uint32(0)
+
+
+@njit(fastmath=MATH, error_model="numpy", cache=True)
+def _decode(codes: Array, exponents: Array, octaves: int, sizes: int, patterns: Array) -> None:  # pragma: no cover
+    """The fp32 patterns of ``codes``, whose size is in the bits ``sizes`` and whose sign is above."""
+    for block in range(len(exponents)):
+        bottom = _bottom(np.uint32(exponents[block]), octaves)
+        here, out = codes[block * BLOCK : (block + 1) * BLOCK], patterns[block * BLOCK : (block + 1) * BLOCK]
+        for i in range(BLOCK):
+            code = np.uint32(here[i])
+            size = np.uint32(code & np.uint32(sizes))
+            sign = np.uint32(np.uint32(code - size) << np.uint32(24))
+            out[i] = np.uint32(np.uint32((size + bottom) << np.uint32(SHIFT)) | sign) if size else np.uint32(0)
+
+
+@njit(fastmath=MATH, error_model="numpy", cache=True)
+def _round_block(patterns: Array, noise: Array, rounded: Array) -> Any:  # pragma: no cover
+    """Round the patterns of a block without their sign, into ``rounded``; the exponent of the largest."""
+    largest = np.uint32(0)
+    for i in range(BLOCK):
+        size = np.uint32(patterns[i] & np.uint32(0x7FFFFFFF))
+        size = min(size, np.uint32(0x7FC00000))  # all NaN are one
+        rounded[i] = np.uint32(size + noise[i]) >> np.uint32(SHIFT)
+        largest = max(largest, rounded[i])
+    return np.uint32(largest >> np.uint32(3))
+
+
+@njit(fastmath=MATH, error_model="numpy", cache=True)
+def _encode_m(exact: Array, patterns: Array, noise: Array, codes: Array, exponents: Array) -> None:  # pragma: no cover
+    """With a sign; below the range, zero or the least, with the probability that keeps the mean."""
+    rounded, least = np.empty(BLOCK, np.uint32), np.empty(1, np.uint32)
+    for block in range(len(exponents)):
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
+        numbers, bits, up, out = exact[part], patterns[part], noise[part], codes[part]
+        exponent = _round_block(bits, up, rounded)
+        exponents[block] = np.uint8(exponent)
+        bottom = _bottom(exponent, M_OCTAVES)
+        least[0] = np.uint32(bottom + np.uint32(1)) << np.uint32(SHIFT)
+        smallest = least.view(np.float32)[0]
+        step = np.float32(smallest * np.float32(2.0**-SHIFT))
+        for i in range(BLOCK):
+            number = abs(numbers[i])
+            kept = np.uint32(1) if np.float32(np.float32(np.int32(up[i])) * step) < number else np.uint32(0)
+            code = kept if number < smallest else np.uint32(rounded[i] - bottom)
+            out[i] = np.uint8(code | np.uint32(np.uint32(bits[i] >> np.uint32(24)) & np.uint32(128)))
+
+
+@njit(fastmath=MATH, error_model="numpy", cache=True)
+def _encode_v(patterns: Array, noise: Array, codes: Array, exponents: Array) -> None:  # pragma: no cover
+    """Without a sign; what is below the range is rounded up, and zero alone is zero."""
+    rounded = np.empty(BLOCK, np.uint32)
+    for block in range(len(exponents)):
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
+        bits, out = patterns[part], codes[part]
+        exponent = _round_block(bits, noise[part], rounded)
+        exponents[block] = np.uint8(exponent)
+        bottom = _bottom(exponent, V_OCTAVES)
+        for i in range(BLOCK):
+            code = np.uint32(rounded[i] - bottom) if rounded[i] > bottom else np.uint32(1)
+            out[i] = np.uint8(code) if bits[i] & np.uint32(0x7FFFFFFF) else np.uint8(0)
 
 
 @njit(fastmath=MATH, error_model="numpy", cache=True)

@@ -16,21 +16,23 @@ keep age 255 and count as fully grown: no correction, no warm-up (b2^t is below 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from smet_train.errors import CheckpointError, ConfigError
+from smet_train.optim.fp8 import EXPONENT, LEAST_VALUES, Fp8, moment
 from smet_train.optim.update import update
 from smet_train.sparse.sampling import stream_key
 
 MAX_AGE = 255
+_KEPT_TABLES = 8  # more than there are kinds of parameters in one step
 
 
 def _moment_dtype(parameter: Tensor) -> torch.dtype:
-    """Moments are never narrower than fp32: in bf16, 0.999 v rounds back to v and never decays."""
+    """Moments are never in bf16, where 0.999 v rounds back to v and never decays."""
     return torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
 
@@ -40,12 +42,14 @@ class SmetAdamW(torch.optim.Optimizer):
     Group keys beside those of AdamW: ``lr_scale`` (factor on lr, from the density rule), ``local_step``,
     ``regrow_warmup_steps`` (W), ``topology_moves`` (whether weights of this group are ever regrown: keeps ages).
     State is made when the optimizer is built: ``exp_avg`` and ``exp_avg_sq`` in fp32 (fp64 for fp64 parameters), shaped
-    like the parameter; ``age`` (uint8, one a slot) where needed; ``step`` and ``moved_steps`` (steps of the latest
-    topology updates, newest first) as plain integers. Parameters in bf16 are rounded stochastically, from a key of
-    (seed, position in the groups, step), so that updates smaller than their spacing are not lost.
+    like the parameter, or with ``moments="fp8"`` in 8 bits beside the exponents of :mod:`smet_train.optim.fp8`, but for
+    parameters of less than 4096 values or in fp64; ``age`` (uint8, one a slot) where needed; ``step`` and
+    ``moved_steps`` (steps of the latest topology updates, newest first) as plain integers. Parameters in bf16, and
+    moments in 8 bits, are rounded stochastically, from a key of (seed, position in the groups, step), so that updates
+    smaller than their spacing are not lost. ``moments`` is a group key too.
 
     Raises:
-        ConfigError: if lr, eps, a beta, weight_decay or regrow_warmup_steps is out of range.
+        ConfigError: if lr, eps, a beta, weight_decay or regrow_warmup_steps is out of range, or moments unknown.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class SmetAdamW(torch.optim.Optimizer):
         local_step: bool = True,
         regrow_warmup_steps: int = 100,
         topology_moves: bool = False,
+        moments: str = "fp32",
         seed: int = 0,
     ) -> None:
         if lr < 0 or eps < 0 or weight_decay < 0 or regrow_warmup_steps < 0:
@@ -69,6 +74,8 @@ class SmetAdamW(torch.optim.Optimizer):
             )
         if not all(0 <= beta < 1 for beta in betas):
             raise ConfigError(f"optimizer.betas must be two numbers in [0, 1), got {list(betas)}")
+        if moments not in ("fp32", "fp8"):
+            raise ConfigError(f"optimizer.moments must be fp32 or fp8, got {moments}")
         defaults = {
             "lr": lr,
             "betas": tuple(betas),
@@ -78,9 +85,11 @@ class SmetAdamW(torch.optim.Optimizer):
             "local_step": local_step,
             "regrow_warmup_steps": regrow_warmup_steps,
             "topology_moves": topology_moves,
+            "moments": moments,
         }
         super().__init__(params, defaults)
         self.seed = seed
+        self._tables: dict[tuple[Any, ...], Tensor] = {}
         self._places: dict[Tensor, tuple[dict[str, Any], str]] = {}
         for number, group in enumerate(self.param_groups):
             for position, parameter in enumerate(group["params"]):
@@ -91,8 +100,13 @@ class SmetAdamW(torch.optim.Optimizer):
         dtype = _moment_dtype(parameter)
         state = self.state[parameter]
         state["step"] = 0
-        state["exp_avg"] = torch.zeros_like(parameter, dtype=dtype)
-        state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=dtype)
+        in_8_bits = group["moments"] == "fp8" and dtype == torch.float32 and parameter.numel() >= LEAST_VALUES
+        for key in ("exp_avg", "exp_avg_sq"):
+            if in_8_bits:
+                zeros = Fp8.zeros(parameter, signed=key == "exp_avg")
+                state[key], state[key + EXPONENT] = zeros.codes, zeros.exponents
+            else:
+                state[key] = torch.zeros_like(parameter, dtype=dtype)
         if group["topology_moves"]:
             slots = [parameter.shape[0], *[1] * (parameter.dim() - 1)]  # one age for all values of a block
             state["age"] = torch.zeros(slots, dtype=torch.uint8, device=parameter.device)
@@ -115,29 +129,30 @@ class SmetAdamW(torch.optim.Optimizer):
         assert parameter.grad is not None
         beta1, beta2 = group["betas"]
         lr = group["lr"] * group["lr_scale"]
-        table = self._table(state, group)
-        rounds = parameter.dtype == torch.bfloat16
+        m, v = moment(state, "exp_avg"), moment(state, "exp_avg_sq")
+        table = self._table(state, group, _moment_dtype(parameter))
+        rounds = parameter.dtype == torch.bfloat16 or isinstance(m, Fp8)
         update(
             parameter,
             parameter.grad,
-            state["exp_avg"],
-            state["exp_avg_sq"],
+            m,
+            v,
             state["age"] if len(table) > 1 else None,
             table,
             (1 - beta1, beta2, 1 - beta2, group["eps"], -lr, -lr * group["weight_decay"]),
             stream_key(self.seed, stream, state["step"], "stochastic rounding") if rounds else 0,
         )
 
-    def _table(self, state: dict[str, Any], group: Mapping[str, Any]) -> list[tuple[float, float]]:
-        """w / (1 - b1^t) and (1 - b2^t)^-1/2 for each age; of one entry where all weights share them."""
-        if "age" not in state:
-            return [age_factors(state["step"], True, group)]
-        table = [age_factors(t, first, group) for t, first in local_steps(state["step"], state["moved_steps"])]
-        if not group["local_step"]:  # warm-up counts local steps, the moments' corrections the shared one
-            shared = age_factors(state["step"], True, group)
-            warmups = [_warmup(t, first, group) for t, first in local_steps(state["step"], state["moved_steps"])]
-            table = [(shared[0] * w, shared[1]) for w in warmups]
-        return table if len(set(table)) > 1 else table[:1]
+    def _table(self, state: dict[str, Any], group: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
+        """``factor_table`` of a parameter, (ages, 2): made once for all that have moved and stepped together."""
+        moved = tuple(state["moved_steps"]) if "age" in state else None
+        settings = tuple(group["betas"]), group["local_step"], group["regrow_warmup_steps"]
+        key = state["step"], moved, settings, dtype
+        if key not in self._tables:
+            if len(self._tables) >= _KEPT_TABLES:
+                self._tables.clear()
+            self._tables[key] = torch.tensor(factor_table(state["step"], moved, group), dtype=dtype)
+        return self._tables[key]
 
     @torch.no_grad()
     def note_topology_update(self, parameter: nn.Parameter, step: int) -> None:
@@ -202,7 +217,20 @@ def age_factors(t: float, first: bool, group: Mapping[str, Any]) -> tuple[float,
     return _warmup(t, first, group) / (1 - beta1**t), (1 - beta2**t) ** -0.5
 
 
-def local_steps(step: int, moved_steps: list[int]) -> list[tuple[float, bool]]:
+def factor_table(step: int, moved_steps: Sequence[int] | None, group: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """``age_factors`` for each age; one pair alone where all weights share it, or where there are no ages (None)."""
+    shared = age_factors(step, True, group)
+    if moved_steps is None:
+        return [shared]
+    steps = local_steps(step, moved_steps)
+    if group["local_step"]:
+        table = [age_factors(t, first, group) for t, first in steps]
+    else:  # warm-up counts local steps, the moments' corrections the shared one
+        table = [(shared[0] * _warmup(t, first, group), shared[1]) for t, first in steps]
+    return table if len(set(table)) > 1 else table[:1]
+
+
+def local_steps(step: int, moved_steps: Sequence[int]) -> list[tuple[float, bool]]:
     """For every age from 0 on: the local step at optimizer step ``step`` and whether it is the first topology's age.
 
     ``moved_steps`` are the steps after which the topology moved, newest first. A weight of age a was grown after

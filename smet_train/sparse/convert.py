@@ -109,7 +109,7 @@ def sparsify(
     density: float,
     seed: int = 0,
     block: int = 1,
-    backend: str | Callable[[Layout], str] = "densify",
+    backend: str | Callable[[str, Layout], str] = "densify",
     init: str = "active",
     allocate: Callable[[Shapes, float], dict[str, float]] = uniform,
 ) -> dict[str, SparseLinear]:
@@ -120,7 +120,7 @@ def sparsify(
         density: target fraction of active values, in (0, 1].
         block: edge of the blocks that are active or not together; 1 = single values.
         seed: the first sites of a layer are a function of (seed, layer name).
-        backend: name of the compute backend, or what tells it for a layout.
+        backend: name of the compute backend, or what tells it for a layer's name and layout.
         init: what the first values are scaled for. ``active`` multiplies the dense initial values by density^-1/2, so
             that a row's output keeps the variance it has with all I inputs; ``dense`` keeps them as they are.
         allocate: density of each layer from ((O, I) of the layers by name, ``density``).
@@ -143,7 +143,7 @@ def sparsify(
             model.get_submodule(name),
             layout,
             stream_key(seed, name, 0, "first sites"),
-            backend=backend if isinstance(backend, str) else backend(layout),
+            backend=backend if isinstance(backend, str) else backend(name, layout),
             value_scale=layer_density**-0.5 if init == "active" else 1.0,
         )
         setattr(model.get_submodule(parent_name), child_name, layers[name])

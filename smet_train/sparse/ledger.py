@@ -39,9 +39,9 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, *, ages: bool) -> int:
-    """Bytes of the per-slot optimizer state: ages are the integer tensors, moments the floating ones."""
-    states = (value for value in optimizer.state[parameter].values() if isinstance(value, Tensor))
-    return _bytes(value for value in states if value.is_floating_point() is not ages and value.dim() > 0)
+    """Bytes of the per-slot optimizer state: of its ages, or of its moments, which is all the rest."""
+    states = ((key, value) for key, value in optimizer.state[parameter].items() if isinstance(value, Tensor))
+    return _bytes(value for key, value in states if (key == "age") is ages and value.dim() > 0)
 
 
 def measure(model: nn.Module, optimizer: torch.optim.Optimizer, *, fused: bool = False) -> list[LedgerRow]:
@@ -58,7 +58,7 @@ def measure(model: nn.Module, optimizer: torch.optim.Optimizer, *, fused: bool =
     dense_values = sum(layer.layout.weights * layer.values.element_size() for layer in layers)
     moments = [_state_bytes(optimizer, parameter, ages=False) for parameter in values]
     dense_moments = sum(
-        round(held / layer.layout.n_values) * layer.layout.weights for held, layer in zip(moments, layers, strict=True)
+        round(held / layer.layout.n_values * layer.layout.weights) for held, layer in zip(moments, layers, strict=True)
     )
     ages = sum(_state_bytes(optimizer, parameter, ages=True) for parameter in values)
     rest_bytes = _bytes(rest)

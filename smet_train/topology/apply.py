@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from smet_train.errors import LayoutError
+from smet_train.optim.fp8 import read_slots, slot_keys, write_slots
 from smet_train.sparse.linear import SparseLinear
 from smet_train.topology.move import Move
 
@@ -30,12 +31,12 @@ def apply_move(
     parameter = layer.values
     if hasattr(optimizer, "note_topology_update"):
         optimizer.note_topology_update(parameter, step)
-    for key, state in optimizer.state[parameter].items():
-        if not isinstance(state, Tensor) or state.dim() == 0:
-            continue
-        _check_per_slot(name, key, state, parameter)
-        inherits = keep_moments and state.is_floating_point()
-        state.copy_(move.gather_all(state) if inherits else move.gather(state))
+    state = optimizer.state[parameter]
+    for key in slot_keys(state):
+        held = read_slots(state, key)
+        _check_per_slot(name, key, held, parameter)
+        inherits = keep_moments and held.is_floating_point()
+        write_slots(state, key, move.gather_all(held) if inherits else move.gather(held))
     parameter.copy_(move.gather(parameter.detach()))
     parameter.grad = None
     layer.set_index(move.new_index_K)
@@ -49,14 +50,15 @@ def apply_shrink(name: str, layer: SparseLinear, keep_K: Tensor, optimizer: torc
         LayoutError: if an optimizer state has another shape, or if nothing would be left.
     """
     parameter = layer.values
+    state = optimizer.state[parameter]
     shrunken: dict[str, Tensor] = {}
-    for key, state in optimizer.state[parameter].items():
-        if not isinstance(state, Tensor) or state.dim() == 0:
-            continue
-        _check_per_slot(name, key, state, parameter)
-        shrunken[key] = state[keep_K]
+    for key in slot_keys(state):
+        held = read_slots(state, key)
+        _check_per_slot(name, key, held, parameter)
+        shrunken[key] = held[keep_K]
     layer.shrink(keep_K)
-    optimizer.state[parameter].update(shrunken)
+    for key, numbers in shrunken.items():
+        write_slots(state, key, numbers)
 
 
 def _check_per_slot(name: str, key: str, state: Tensor, parameter: Tensor) -> None:
@@ -78,7 +80,8 @@ def check_moved(
         LayoutError: naming the layer and what does not hold.
     """
     layer.layout.validate_index(layer.index)
-    held = {"values": layer.values.detach(), **({} if keep_moments else optimizer.state[layer.values])}
-    for key, state in held.items():
-        if isinstance(state, Tensor) and state.dim() > 0 and bool(state[move.grown_K].any()):
+    state = optimizer.state[layer.values]
+    held = {} if keep_moments else {key: read_slots(state, key) for key in slot_keys(state)}
+    for key, numbers in {"values": layer.values.detach(), **held}.items():
+        if bool(numbers[move.grown_K].any()):
             raise LayoutError(f"layer {name}: '{key}' is not zero at a slot grown in this update")

@@ -1,44 +1,128 @@
-"""Every write of a checkpoint to disk goes through here: write beside, flush, rename into place.
+"""Every file-system call of a save goes through here: write beside, flush, rename into place.
 
-A folder is published by one rename after all its files and their directory entries are on disk, so that a crash at any
-moment leaves either the old state or the new one, never a mixture under a final name.
+A folder is published by one rename after all its files and their directory entries are on disk, so that a crash at
+any moment, of the process or of the machine, leaves either the old state or the new one under a final name, never a
+mixture.
 """
 
+import errno
 import json
+import logging
 import os
-import shutil
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
+import xxhash
+from safetensors.torch import load_file
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 _WORKING = ".writing-"
 _DELETING = ".deleting-"
+_READ_BYTES = 1 << 24
+_FOLDERS_NEED_NO_FLUSH = (errno.EINVAL, errno.ENOTSUP)  # what network file systems without it answer
+# The names that the safetensors format has for what a checkpoint holds.
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.uint16: "U16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # fmt: skip
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+class Disk:
+    """The file system. Tests put one in its place that fails, or that forgets what was not flushed."""
+
+    def write(self, path: Path, parts: Iterator[memoryview | bytes]) -> None:
+        """A new file of ``parts``, not yet flushed."""
+        with path.open("xb", buffering=0) as file:
+            for part in parts:
+                left = memoryview(part)
+                while left:
+                    left = left[file.write(left) :]
+
+    def sync(self, path: Path) -> None:
+        """Flush a file, or the entries of a folder where the file system can."""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _FOLDERS_NEED_NO_FLUSH or not path.is_dir():
+                raise
+        finally:
+            os.close(descriptor)
+
+    def rename(self, path: Path, target: Path) -> None:
+        os.rename(path, target)
+
+    def make_folder(self, path: Path) -> None:
+        path.mkdir()
+
+    def remove_file(self, path: Path) -> None:
+        path.unlink()
+
+    def remove_empty_folder(self, path: Path) -> None:
+        path.rmdir()
 
 
-def new_working_folder(target: Path) -> Path:
-    """An empty folder beside ``target`` to write into before :func:`publish`."""
-    folder = target.parent / f"{_WORKING}{target.name}"
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    return folder
+disk = Disk()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file with ``tensors``, flushed to disk."""
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
-    _flush(path)
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a file must be: its size and its XXH3 checksum of 128 bits, in hexadecimal digits."""
+
+    n_bytes: int
+    checksum: str
+
+
+def write(path: Path, parts: Iterator[memoryview | bytes]) -> Written:
+    """Write a new file and flush it; its checksum is taken from memory, on the way."""
+    n_bytes, digest = 0, xxhash.xxh3_128()
+
+    def counted() -> Iterator[memoryview | bytes]:
+        nonlocal n_bytes
+        for part in parts:
+            n_bytes += len(part)
+            digest.update(part)
+            yield part
+
+    disk.write(path, counted())
+    disk.sync(path)
+    return Written(n_bytes, digest.hexdigest())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Written:
+    """A new JSON file, flushed."""
+    return write(path, iter([json.dumps(content).encode()]))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
+    """A new safetensors file, flushed. The library's own writer copies all tensors first; this one copies none that is
+    contiguous and on the CPU."""
+    return write(path, _safetensors(tensors))
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
+    header: dict[str, Any] = {}
+    end = 0
+    # widest values first, so that each begins at a multiple of its size
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    for name, tensor in ordered:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
+    yield struct.pack("<Q", len(text)) + text
+    for _, tensor in ordered:
+        if tensor.numel():
+            flat = tensor.detach().cpu().contiguous().view(-1)
+            yield memoryview(flat.view(torch.uint8).numpy().data)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -46,33 +130,91 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """A JSON file, flushed to disk."""
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+def read_checksum(path: Path) -> Written:
+    """What a file is now."""
+    n_bytes, digest = 0, xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        while part := file.read(_READ_BYTES):
+            n_bytes += len(part)
+            digest.update(part)
+    return Written(n_bytes, digest.hexdigest())
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write ``path``, which at any moment is the old file or the new one."""
+    part = path.with_name(f"{_WORKING}{path.name}")
+    with suppress(FileNotFoundError):
+        disk.remove_file(part)
+    write(part, iter([text.encode()]))
+    disk.rename(part, path)
+    disk.sync(path.parent)
+
+
+def new_working_folder(target: Path) -> Path:
+    """An empty folder beside ``target`` to write into before :func:`publish`."""
+    folder = target.parent / f"{_WORKING}{target.name}"
+    _remove(folder)
+    for parent in reversed(target.parents):
+        if not parent.is_dir():
+            disk.make_folder(parent)
+    if not any(target.parent.iterdir()):
+        _flush_names_down_to(target.parent)
+    disk.make_folder(folder)
+    return folder
+
+
+def _flush_names_down_to(folder: Path) -> None:
+    """Whoever made the folders on the way may not have flushed their names, and without those all below is lost."""
+    for parent in folder.absolute().parents:
+        with suppress(PermissionError):  # not ours to make, then
+            disk.sync(parent)
 
 
 def publish(working: Path, target: Path) -> None:
     """Give ``working`` its final name ``target``; a folder that has that name already is replaced."""
-    _flush(working)
+    disk.sync(working)
     remove_folder(target)
-    working.rename(target)
-    _flush(target.parent)
+    disk.rename(working, target)
+    disk.sync(target.parent)
 
 
 def remove_folder(target: Path) -> None:
-    """Delete a folder; it loses its final name first, so that a crash leaves nothing half-deleted under it."""
+    """Delete a folder with all that is in it; it loses its final name first, so that a crash leaves nothing
+    half-deleted under it."""
     if target.exists():
         doomed = target.parent / f"{_DELETING}{target.name}"
-        shutil.rmtree(doomed, ignore_errors=True)
-        target.rename(doomed)
-        shutil.rmtree(doomed)
+        _remove(doomed)
+        disk.rename(target, doomed)
+        disk.sync(target.parent)
+        _remove(doomed)
+
+
+def set_aside(path: Path, name: str) -> Path:
+    """Rename a folder to ``name``, or to the first of ``name-2``, ``name-3`` … that is free; returns its path now."""
+    aside, number = path.with_name(name), 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{name}-{number}")
+    disk.rename(path, aside)
+    disk.sync(path.parent)
+    return aside
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a crash left half-written or half-deleted in ``folder``."""
+    """Delete what a crash left half-written or half-deleted in ``folder``; what can't be deleted is warned of."""
     for path in folder.glob(".*"):
         if path.name.startswith((_WORKING, _DELETING)):
-            shutil.rmtree(path, ignore_errors=True)
+            try:
+                _remove(path)
+            except OSError as error:
+                log.warning("%s is left of an earlier save and can't be deleted: %s", path, error)
+
+
+def _remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        for entry in path.iterdir():
+            _remove(entry)
+        disk.remove_empty_folder(path)
+    elif path.is_symlink() or path.exists():
+        disk.remove_file(path)

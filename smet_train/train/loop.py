@@ -14,7 +14,7 @@ from smet_train.errors import CheckpointError, DataError, SmetError, TrainingErr
 from smet_train.sparse.ledger import count_parameters, measure
 from smet_train.tracking.jsonl import JsonlSink
 from smet_train.tracking.resources import memory_use
-from smet_train.train.checkpoint import checkpoint_path, latest_checkpoint, save_checkpoint
+from smet_train.train.checkpoint import Keep, checkpoint_path, save_checkpoint
 from smet_train.train.evaluate import Interrupted, mean_loss, perplexity
 from smet_train.train.guard import RollBack, first_not_finite
 from smet_train.train.run import Run
@@ -84,7 +84,7 @@ def read_ahead(run: Run) -> None:
         run.batches.peek(run.settings.micro_batches)
     except DataError:
         if run.state.step > 0:
-            save(run)
+            save(run, last=True)
         raise
 
 
@@ -144,7 +144,7 @@ def go_back(run: Run, what: str) -> NoReturn:
         TrainingError: if there is no checkpoint, or the run has gone back often enough.
     """
     step = run.state.step + 1
-    newest = latest_checkpoint(run.checkpoints)
+    newest = run.saver.newest()
     if newest is not None and run.guard.rollbacks < run.guard.max_rollbacks:
         note_incident(run, what, f"going back to {newest.name}, with the data from here on")
         run.guard.rollbacks += 1
@@ -162,7 +162,7 @@ def go_back(run: Run, what: str) -> NoReturn:
 def keep_for_inspection(run: Run) -> str:
     """Save the state where no run starts from; returns what became of it."""
     try:
-        path = save_checkpoint(run.folder / "inspect", run.state.step, capture(run), keep=1)
+        path = save_checkpoint(run.folder / "inspect", run.state.step, capture(run), Keep(1))
     except CheckpointError as error:
         return f"could not be kept: {error}"
     return f"is kept in {path}"
@@ -248,14 +248,14 @@ def report_checkpoint(run: Run) -> None:
     run.tracker.emit({"event": "checkpoint", "step": run.state.step, "path": str(path.relative_to(run.folder))})
 
 
-def save(run: Run) -> bool:
+def save(run: Run, *, last: bool = False) -> bool:
     """Write a checkpoint; False if this step has one. A scheduled one is reported before, so that its event is part of
     the saved position.
 
     Raises:
         RollBack, TrainingError: if the state holds a NaN or an infinity; it is not written.
     """
-    if latest_checkpoint(run.checkpoints) == checkpoint_path(run.checkpoints, run.state.step):
+    if run.saver.has(run.state.step):
         return False
     started_s = time.monotonic()
     with run.throughput.paused():
@@ -263,8 +263,8 @@ def save(run: Run) -> bool:
         bad = first_not_finite(snapshot.tensors)
         if bad is not None:
             go_back(run, f"the state to be saved is not finite ({bad})")
-        path = save_checkpoint(run.checkpoints, run.state.step, snapshot, run.settings.checkpoint_keep)
-    log.info("checkpoint of step %d in %.2f s: %s", run.state.step, time.monotonic() - started_s, path)
+        run.saver.save(run.state.step, snapshot, last=last)
+    log.info("checkpoint of step %d: the loop waited %.2f s", run.state.step, time.monotonic() - started_s)
     return True
 
 
@@ -286,7 +286,7 @@ def finish(run: Run) -> str:
     What is written after the save is not part of the saved position: a run that goes on, after a stop or with more
     steps, writes the same file as one that never stopped. A run killed in here comes back here.
     """
-    if save(run):
+    if save(run, last=True):
         report_checkpoint(run)
     complete = run.finished and (run.state.evaluated_step == run.state.step or evaluate(run))
     if complete:

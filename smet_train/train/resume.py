@@ -6,54 +6,124 @@ from pathlib import Path
 
 from smet_train.errors import CheckpointError
 from smet_train.train import files
-from smet_train.train.checkpoint import checkpoint_steps, latest_checkpoint, load_plain
+from smet_train.train.checkpoint import checkpoint_path, checkpoint_steps, load_plain, require_checkpoint, what_is_wrong
 
 log = logging.getLogger(__name__)
 
 
-def choose_checkpoint(resume: str, run_folder: Path) -> Path | None:
-    """The checkpoint to start from, or None to start at step 0.
+def choose_checkpoint(resume: str, run_folder: Path, *, check_all: bool = False) -> Path | None:
+    """The checkpoint to start from, or None to start at step 0. It is as it was written, by its checksums.
 
-    ``auto`` takes the newest of the run folder. ``never`` takes none. A path names a checkpoint, or a run folder whose
-    newest is taken; once the run has checkpoints of its own that are not older in origin, it goes on from those, so
-    that the same command typed again after a crash loses nothing. A path inside the run folder goes back to it, and
-    the later checkpoints are set aside.
+    ``auto`` takes the newest good one of the run folder. ``never`` takes none. A path names a checkpoint, or a run
+    folder whose newest good one is taken; once the run has checkpoints of its own that are not older in origin, it goes
+    on from those, so that the same command typed again after a crash loses nothing, whatever has become of the other
+    checkpoint. A path inside the run folder goes back to it, and the later checkpoints are set aside.
+
+    Args:
+        check_all: check every checkpoint of the folder and warn of each that can't be used, not only down to the first
+            good one.
 
     Raises:
-        CheckpointError: if the path is no checkpoint, or if ``never`` meets a folder that holds a run.
+        CheckpointError: if the path is no checkpoint or is damaged, if no checkpoint of a folder is good, or if
+            ``never`` meets a folder that holds a run.
     """
-    own = latest_checkpoint(run_folder / "checkpoints")
+    own_folder = run_folder / "checkpoints"
     if resume == "never":
-        if own is not None:
+        if checkpoint_steps(own_folder):
             raise CheckpointError(
                 f"checkpoint.resume=never: {run_folder} holds a run already; leave hydra.run.dir out to get a fresh "
                 "folder, or give another one"
             )
         return None
     if resume == "auto":
-        return own
-    path = _named_checkpoint(Path(resume).expanduser())
-    if path.parent.resolve() == (run_folder / "checkpoints").resolve():
-        _set_later_aside(path)
-        return path
+        return newest_good(own_folder, check_all=check_all, own=True)
+    path = Path(resume).expanduser()
+    inside = own_folder.resolve() in (path.resolve(), path.resolve().parent, path.resolve() / "checkpoints")
+    own = None if inside else newest_good(own_folder, check_all=check_all, own=True)
     if own is not None:
         log.warning("going on from %s, which this run wrote after it had started from %s", own, path)
         return own
-    return path
+    named = _named_checkpoint(path, check_all=check_all)
+    if inside:
+        _set_later_aside(named)
+    return named
 
 
-def _named_checkpoint(path: Path) -> Path:
+def newest_good(folder: Path, *, check_all: bool, own: bool) -> Path | None:
+    """The newest checkpoint of ``folder`` that is as it was written; None if there are none at all.
+
+    Each one that is passed over gives a warning with the file and what is the matter; in the run's ``own`` folder it is
+    renamed to ``broken_XXXXXXXX``, so that its step can be saved again. Nothing is deleted.
+
+    Raises:
+        CheckpointError: if there are checkpoints, but none is good; they keep their names then.
+    """
+    good, broken = _checked(folder, check_all=check_all)
+    if good is None and broken:
+        told = "; ".join(f"{path.name}: {reason}" for path, reason in broken)
+        raise CheckpointError(
+            f"no checkpoint in {folder} can be used ({told}); restore one from a copy, or start over with "
+            "checkpoint.resume=never",
+            exit_status=1,
+        )
+    for path, reason in broken:
+        _tell(path, reason, good)
+        if own:
+            _set_aside(path, "broken")
+    return good
+
+
+def _checked(folder: Path, *, check_all: bool) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest good checkpoint, and the ones that are not with the reason, newest first; down to it, or all."""
+    good: Path | None = None
+    broken: list[tuple[Path, str]] = []
+    for step in reversed(checkpoint_steps(folder)):
+        path = checkpoint_path(folder, step)
+        reason = what_is_wrong(path)
+        if reason is not None:
+            broken.append((path, reason))
+        elif good is None:
+            good = path
+        if good is not None and not check_all:
+            break
+    return good, broken
+
+
+def _tell(path: Path, reason: str, used: Path | None) -> None:
+    log.warning("%s can't be used: %s; going on from %s", path, reason, used.name if used else None)
+
+
+def _named_checkpoint(path: Path, *, check_all: bool) -> Path:
+    """The checkpoint that ``path`` is, or the newest good one of the run folder that it is."""
     if not path.exists():
         raise CheckpointError(
             f"checkpoint.resume={path} does not exist; write auto, never, or the path of a checkpoint such as "
             "<run folder>/checkpoints/step_00000500"
         )
     for folder in (path, path / "checkpoints"):
-        newest = latest_checkpoint(folder)
+        newest = newest_good(folder, check_all=check_all, own=False)
         if newest is not None:
             return newest
-    load_plain(path)
+    require_checkpoint(path)
+    reason = what_is_wrong(path)
+    if reason is not None:
+        raise CheckpointError(f"{path} can't be used: {reason}; resume from another checkpoint", exit_status=1)
+    if check_all:
+        for other, reason in _checked(path.parent, check_all=True)[1]:
+            _tell(other, reason, path)
     return path
+
+
+def _set_aside(path: Path, instead_of_step: str) -> Path:
+    """Rename a checkpoint to a name that is never resumed from; returns its path now."""
+    try:
+        return files.set_aside(path, path.name.replace("step", instead_of_step, 1))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} must not be gone on from, but can't be renamed: {error}; make its folder writable, or rename it "
+            "yourself",
+            exit_status=1,
+        ) from error
 
 
 def _set_later_aside(path: Path) -> None:
@@ -61,10 +131,8 @@ def _set_later_aside(path: Path) -> None:
     chosen = int(path.name.removeprefix("step_"))
     for step in checkpoint_steps(path.parent):
         if step > chosen:
-            later = path.parent / f"step_{step:08d}"
-            aside = path.parent / f"superseded_{step:08d}"
-            files.remove_folder(aside)
-            later.rename(aside)
+            later = checkpoint_path(path.parent, step)
+            aside = _set_aside(later, "superseded")
             log.warning("%s is set aside as %s, because the run goes back to %s", later.name, aside.name, path.name)
 
 

@@ -14,6 +14,7 @@ from smet_train.tracking.jsonl import JsonlSink
 from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.throughput import Throughput
 from smet_train.train.guard import StepGuard
+from smet_train.train.saver import Saver
 from smet_train.train.signals import StopRequest
 from smet_train.train.spike_watch import SpikeWatch
 
@@ -32,7 +33,6 @@ class LoopSettings:
     probe_steps: int
     eval_interval: int
     checkpoint_interval: int
-    checkpoint_keep: int
 
     @property
     def micro_batches(self) -> int:
@@ -81,6 +81,7 @@ class Run:
     throughput: Throughput
     stop: StopRequest
     guard: StepGuard
+    saver: Saver
     state: TrainState = field(default_factory=TrainState)
     fresh: bool = True
     planned: dict[str, int] = field(default_factory=dict)

@@ -92,6 +92,7 @@ def capture(run: Run) -> Snapshot:
             "spikes": run.spikes.state_dict(),
             "metrics_bytes": run.metrics.position(),
             "config": run.config,
+            "backends": {name: layer.backend.name for name, layer in sparse_layers(run.model).items()},
         },
     )
 

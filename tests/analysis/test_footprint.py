@@ -75,6 +75,8 @@ GRID = [
     ["method=set", "sparsity.allocation=erk", "tracking.exploration=false", "optimizer.grad_clip=0"],
     ["model.family=gpt2", "model.kv_heads=null"],
     ["train.batch_size=4", "train.micro_batch_size=1"],
+    ["optimizer.moments=fp8", "sparsity.density=0.6"],
+    ["optimizer.moments=fp8", "method=gmp", "topology.interval=2", "train.precision=bf16"],
     FUSED,
     [*FUSED, "model.tie_embeddings=true", "train.precision=bf16", "method=smet_rigl", "topology.interval=2"],
 ]

@@ -72,7 +72,7 @@ def test_questions_about_the_command_need_none_of_the_heavy_libraries(arguments:
 def test_an_unknown_failure_keeps_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(_: object) -> int:
+    def fail(*_: object) -> int:
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(train, "launch", fail)

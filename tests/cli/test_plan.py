@@ -118,6 +118,6 @@ def test_a_named_tokenizer_gives_the_vocabulary(quick: list[str], tmp_path: Path
 
     data = build_data(compose(quick), None)
     data.batches.close()
-    data.tokenizer.save(tmp_path / "tokenizer.json")
+    data.tokenizer.save(tmp_path)
     named = planned_vocabulary(compose([*quick, f"data.tokenizer.file={tmp_path}/tokenizer.json"]))
     assert (named.vocab_size, named.eos_id) == (data.tokenizer.vocab_size, data.tokenizer.eos_id)

@@ -84,9 +84,10 @@ def test_a_run_killed_at_random_steps_equals_the_unbroken_one_bit_for_bit(
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    done = smet_train(*long_run, f"hydra.run.dir={broken}")
+    done = smet_train("resume", str(broken))
     assert done.returncode == 0, done.stderr
     assert "resumed     at step" in done.stdout
+    assert len((broken / "resumes.jsonl").read_text().splitlines()) == 2
 
     assert tensors(broken) == tensors(whole)
     assert trace(broken) == trace(whole)
@@ -130,6 +131,21 @@ def test_the_same_command_finds_its_run_and_never_starts_another(
     fresh = smet_train(*quick, "checkpoint.resume=never")
     assert fresh.returncode == 0, fresh.stderr
     assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == [folder.name, f"{folder.name}-2"]
+
+
+def test_a_folder_is_enough_to_go_on_and_a_finished_one_says_so(
+    smet_train: SmetTrain, tmp_path: Path, quick: list[str]
+) -> None:
+    assert smet_train(*quick, "hydra.run.dir=one run/{x}").returncode == 2
+    assert smet_train(*quick, "hydra.run.dir='one run/it\\'s'").returncode == 0
+    folder = "one run/it's"
+    again = smet_train("resume", folder)
+    assert (again.returncode, "This run is finished at step 6" in again.stdout) == (0, True)
+    longer = smet_train("resume", folder, "train.steps=8")
+    assert longer.returncode == 0, longer.stderr
+    assert "changed     train.steps=8 (was 6)" in longer.stdout
+    assert "follow a run of 8 steps" in longer.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["one run"]
 
 
 def test_a_second_process_in_the_same_folder_is_refused(

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from smet_train.config.compose import compose, launch
+from smet_train.config.compose import compose
+from smet_train.config.launch import launch
 from smet_train.config.locate import config_folder, group_options, groups
 from smet_train.config.schema import Config, DataSource, Family, Precision
 from smet_train.errors import ConfigError
@@ -94,9 +95,8 @@ def test_a_command_is_refused_before_anything_is_made(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["smet-train", *arguments])
     with pytest.raises(ConfigError, match=message):
-        launch(fail)
+        launch(fail, arguments)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -108,21 +108,20 @@ def test_launch_hands_over_configuration_and_folder(tmp_path: Path, monkeypatch:
         return 3
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["smet-train", "seed=7", "hydra.run.dir=here"])
-    assert launch(run) == 3
+    assert launch(run, ["seed=7", "hydra.run.dir=here"]) == 3
     assert seen == [(7, tmp_path / "here")]
 
 
 def test_an_error_of_the_run_comes_through_and_is_in_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def run(*_: object) -> int:
+    def run(_: Config, folder: Path) -> int:
+        (folder / "metrics.jsonl").touch()
         raise ConfigError("no such luck")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["smet-train", "hydra.run.dir=here"])
     with pytest.raises(ConfigError, match="no such luck"):
-        launch(run)
+        launch(run, ["hydra.run.dir=here"])
     assert "no such luck" in (tmp_path / "here" / "train.log").read_text()
     assert capfd.readouterr().err == ""
 

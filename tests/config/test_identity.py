@@ -5,7 +5,7 @@ import yaml
 
 from smet_train.config.compose import compose
 from smet_train.config.fields import leaves
-from smet_train.config.identity import config_differences, default_run_folder, fresh_folder, run_identity
+from smet_train.config.identity import default_run_folder, fresh_folder, run_identity
 from smet_train.config.plain import flatten, save_config, to_dict
 from smet_train.config.schema import Config
 
@@ -26,14 +26,6 @@ def test_a_run_keeps_its_name_when_what_changes_is_volatile() -> None:
     same = run_identity(compose([]))
     assert {run_identity(compose([override])) for override in VOLATILE} == {same}
     assert len({same, *(run_identity(compose([override])) for override in LASTING)}) == 1 + len(LASTING)
-
-
-def test_differences_name_key_and_both_values() -> None:
-    old, new = to_dict(compose([])), to_dict(compose(["seed=2", "train.steps=9", "sparsity.density=0.3"]))
-    assert config_differences(old, new) == [("seed", 1, 2), ("sparsity.density", 0.1, 0.3)]
-    del old["seed"]
-    assert config_differences(old, new)[-1] == ("seed", None, 2)
-    assert config_differences(new, new) == []
 
 
 def test_plain_settings_are_yaml_and_hold_every_setting(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_text_with_few_words_gives_a_small_vocabulary(
 
 
 def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    tokenizer.save(tmp_path / "tokenizer.json")
+    tokenizer.save(tmp_path)
     for path in (tmp_path, tmp_path / "tokenizer.json"):
         loaded = TextTokenizer.from_file(path)
         assert (loaded.content_hash, loaded.eos_id) == (tokenizer.content_hash, tokenizer.eos_id)
@@ -82,7 +82,7 @@ def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(tokenizer: TextT
 
 
 def test_a_tokenizer_of_ones_own_is_loaded(source: Source, tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    tokenizer.save(tmp_path / "tokenizer.json")
+    tokenizer.save(tmp_path)
     loaded = prepare(source, tmp_path / "cache", file=str(tmp_path / "tokenizer.json"))
     assert loaded.content_hash == tokenizer.content_hash
     assert not (tmp_path / "cache" / "validation").exists()
@@ -94,7 +94,7 @@ def test_what_is_wrong_with_a_tokenizer_file_is_told(tokenizer: TextTokenizer, t
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match="is not a tokenizer.json"):
         TextTokenizer.from_file(tmp_path)
-    tokenizer.save(tmp_path / "tokenizer.json")
+    tokenizer.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[")
     with pytest.raises(DataError, match="is not a JSON object"):
         TextTokenizer.from_file(tmp_path)
@@ -127,7 +127,7 @@ def test_a_hub_tokenizer(
     assert told.value.exit_status == 1
     with pytest.raises(DataError, match="data.tokenizer.hub_name=not a name"):
         prepare(source, tmp_path, hub_name="not a name")
-    tokenizer.save(tmp_path / "tokenizer.json")
+    tokenizer.save(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
 
     def download(_: str, file: str) -> str:

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+
+Item = TypeVar("Item")
 
 _ROW = "fault campaign"
 _SHOWN = 5  # failures that are spelled out
@@ -40,7 +43,7 @@ class Campaign:
         for number in range(every if self.every else few):
             yield random.Random(f"{self.name} {self.part} {number}")
 
-    def some(self, items: list[object], few: int) -> list[object]:
+    def some(self, items: list[Item], few: int) -> list[Item]:
         """All ``items`` in the long form, ``few`` spread over them in the short one."""
         return items if self.every or len(items) <= few else [items[i * len(items) // few] for i in range(few)]
 

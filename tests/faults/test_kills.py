@@ -88,6 +88,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
         f"train.precision={precision}",
         f"train.micro_batch_size={(4, 2, 1)[number % 3]}",
         f"method={('smet', 'set', 'smet_rigl', 'static')[number // 2 % 4]}",
+        f"checkpoint.asynchronous={number % 2 == 1}",
         *LAYOUTS[layout],
     )
     whole = tmp_path / "whole"

@@ -60,6 +60,7 @@ def test_outside_of_it_a_backward_pass_leaves_gradients() -> None:
     [
         ["method=smet"],
         ["method=smet_rigl", "model.tie_embeddings=true", "train.activation_checkpointing=true"],
+        ["optimizer.moments=fp8", "sparsity.density=0.6"],
         ["method=set", "train.precision=bf16", "model.family=gpt2", "model.kv_heads=null"],
     ],
     ids=" ".join,

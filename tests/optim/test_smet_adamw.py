@@ -176,24 +176,40 @@ def test_second_moments_of_bf16_values_decay() -> None:
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"lr": -1.0}, {"eps": -1.0}, {"weight_decay": -0.1}, {"regrow_warmup_steps": -1}, {"betas": (0.9, 1.0)}],
+    [
+        {"lr": -1.0},
+        {"eps": -1.0},
+        {"weight_decay": -0.1},
+        {"regrow_warmup_steps": -1},
+        {"betas": (0.9, 1.0)},
+        {"moments": "int4"},
+    ],
 )
 def test_settings_out_of_range_are_refused(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="must be"):
         SmetAdamW([parameter()], **kwargs)
 
 
-def two_of_a_kind(dtype: torch.dtype) -> tuple[SmetAdamW, nn.Parameter]:
-    p = parameter(dtype=dtype)
-    return SmetAdamW([p], lr=1e-2, regrow_warmup_steps=7, topology_moves=True), p
+def two_of_a_kind(dtype: torch.dtype, n: int = 5, moments: str = "fp32") -> tuple[SmetAdamW, nn.Parameter]:
+    p = parameter(n, dtype=dtype)
+    return SmetAdamW([p], lr=1e-2, regrow_warmup_steps=7, topology_moves=True, moments=moments), p
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_restored_optimizer_goes_on_bit_for_bit(dtype: torch.dtype) -> None:
-    (first, p), (second, q) = two_of_a_kind(dtype), two_of_a_kind(dtype)
-    gradients = torch.randn(40, 5).to(dtype)
+@pytest.mark.parametrize(
+    ("dtype", "n", "moments"),
+    [
+        (torch.float32, 5, "fp32"),
+        (torch.bfloat16, 5, "fp32"),
+        (torch.float64, 5, "fp32"),
+        (torch.float32, 4100, "fp8"),
+        (torch.bfloat16, 4100, "fp8"),
+    ],
+)
+def test_a_restored_optimizer_goes_on_bit_for_bit(dtype: torch.dtype, n: int, moments: str) -> None:
+    (first, p), (second, q) = two_of_a_kind(dtype, n, moments), two_of_a_kind(dtype, n, moments)
+    gradients = torch.randn(40, n).to(dtype)
     take_steps(first, p, gradients[:20])
-    regrow(first, p, [0, 3], step=20)
+    first.note_topology_update(p, 20)
     tensors, plain = first.state_for_checkpoint({p: "layer.values"})
     assert {tensor.dtype for tensor in tensors.values()} >= {torch.uint8}
     second.restore({q: "layer.values"}, {k: v.clone() for k, v in tensors.items()}, plain)

@@ -21,7 +21,7 @@ def make(shape: tuple[int, ...], dtype: torch.dtype, ages: int, seed: int) -> tu
     torch.manual_seed(seed)
     moment = torch.float64 if dtype == torch.float64 else torch.float32
     age = torch.randint(0, ages, (shape[0], *[1] * (len(shape) - 1)), dtype=torch.uint8) if ages else None
-    table = [float(x) for x in torch.rand(2 * max(1, ages)) + 0.5]
+    table = torch.rand(max(1, ages), 2, dtype=moment) + 0.5
     parameter, gradient, m = (torch.randn(shape).to(dtype) for _ in range(3))
     return parameter, gradient, m.to(moment), torch.rand(shape, dtype=moment), age, table
 
@@ -80,8 +80,7 @@ def test_torch_computes_where_the_kernel_can_not(monkeypatch: pytest.MonkeyPatch
         parameter, gradient = parameter.half(), gradient.half()
     monkeypatch.setattr(update_module, "adamw_", None)
     before = parameter.clone()
-    pairs = [(table[2 * i], table[2 * i + 1]) for i in range(3)]
-    update(parameter, gradient, m, v, age, pairs, CONSTANTS, 1)
+    update(parameter, gradient, m, v, age, table, CONSTANTS, 1)
     assert not parameter.equal(before)
 
 
@@ -90,7 +89,7 @@ def test_a_number_alone_and_nothing_at_all_are_parameters_too(compiled: bool) ->
     function: Any = adamw_ if compiled else update_by_torch
     for shape in ((), (0,), (0, 4, 4)):
         tensors = [torch.ones(shape) for _ in range(4)]
-        function(*tensors, None, [1.0, 1.0], CONSTANTS, 1)
+        function(*tensors, None, torch.ones(1, 2), CONSTANTS, 1)
         assert shape != () or float(tensors[0]) < 1
 
 

@@ -48,3 +48,15 @@ def test_bf16_values_keep_fp32_moments_in_the_ledger() -> None:
     )
     rows = {row.kind: (row.bytes, row.dense_bytes) for row in measure(model, SmetAdamW(groups))}
     assert rows == {"values": (200, 400), "gradients": (200, 400), "moments": (800, 1600), "index": (25, 0)}
+
+
+def test_moments_in_8_bits_are_two_bytes_a_value_and_two_for_sixty_four() -> None:
+    model = nn.Sequential(nn.Linear(100, 128, bias=False), nn.Linear(128, 100))
+    layers = sparsify(model, ["0"], density=0.5)  # 6400 of 12800; the rest: 12800 and 100 biases, which keep fp32
+    groups = parameter_groups(
+        model, dict.fromkeys(layers, 0.5), lr_density_rule="none", weight_decay=0.0, topology_moves=True
+    )
+    rows = {row.kind: (row.bytes, row.dense_bytes) for row in measure(model, SmetAdamW(groups, moments="fp8"))}
+    assert rows["moments"] == (2 * 6400 + 2 * 100, 2 * 12800 + 2 * 200)
+    assert rows["ages"] == (6400, 0)
+    assert rows["dense rest: moments"] == (2 * 12800 + 2 * 200 + 8 * 100,) * 2

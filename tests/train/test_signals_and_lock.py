@@ -1,8 +1,13 @@
+import errno
+import fcntl
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,4 +100,87 @@ with run_folder_lock(pathlib.Path(sys.argv[1])):
         holder.kill()
         holder.wait()
     with run_folder_lock(tmp_path):
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        assert (tmp_path / ".lock").read_text() == f"{os.getpid()} {socket.gethostname()}"
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, module: object, name: str, number: int) -> None:
+    """Let ``module.name`` fail with the error ``number``."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(module, name, fail)
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "status"),
+    [("open", errno.EROFS, 2), ("open", errno.EACCES, 2), ("write", errno.ENOSPC, 1), ("ftruncate", errno.EIO, 1)],
+)
+def test_a_lock_that_can_not_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, status: int
+) -> None:
+    with monkeypatch.context() as patch:
+        failing(patch, os, call, number)
+        with pytest.raises(CheckpointError, match=rf".lock can't be written \({os.strerror(number)}\)") as told, \
+                run_folder_lock(tmp_path):  # fmt: skip
+            pass
+    assert told.value.exit_status == status
+    with run_folder_lock(tmp_path):  # nothing is held
+        pass
+
+
+def test_a_folder_under_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r".lock can't be written \(Not a directory\)"), \
+            run_folder_lock(tmp_path / "file" / "run"):  # fmt: skip
+        pass
+
+
+def test_without_locks_a_run_goes_on_after_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing(monkeypatch, fcntl, "flock", errno.ENOSYS)
+    with run_folder_lock(tmp_path):
+        pass
+    assert "has no locks (Function not implemented): see to it that no second process" in caplog.text
+    failing(monkeypatch, fcntl, "flock", errno.EIO)
+    with pytest.raises(CheckpointError, match="Input/output error"), run_folder_lock(tmp_path):
+        pass
+
+
+def test_a_holder_on_another_host_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("1 another-host")
+    with (tmp_path / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with (
+            pytest.raises(CheckpointError, match=r"\(pid 1 on another-host\) is training in"),
+            run_folder_lock(tmp_path),
+        ):
+            pass
+
+
+def test_a_holder_that_does_not_say_who_it_is_is_waited_for_and_then_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smet_train.train.lock._PATIENCE_S", 0.05)
+    with (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(CheckpointError, match=r"^another process is training in"), run_folder_lock(tmp_path):
+            pass
+
+
+def test_a_lock_file_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    flock = fcntl.flock
+
+    def remove_first(*arguments: Any) -> None:
+        fcntl.flock = flock
+        shutil.rmtree(folder)
+        flock(*arguments)
+
+    fcntl.flock = remove_first
+    try:
+        with run_folder_lock(folder):
+            assert (folder / ".lock").read_text().startswith(str(os.getpid()))
+    finally:
+        fcntl.flock = flock

@@ -1,0 +1,44 @@
+"""The folder that a run will write: looked at before, and taken away again if the run never began."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from smet_train.errors import ConfigError, SmetError
+from smet_train.train.lock import LOCK_NAME, run_folder_lock
+
+_TRACES = {LOCK_NAME, "train.log"}  # what is there before a run has done anything
+
+
+def check_writable(folder: Path) -> None:
+    """Raises ConfigError if ``folder`` can't be made, or not be written; makes nothing."""
+    remedy = "choose another one with hydra.run.dir=... or, for a sweep, hydra.sweep.dir=..."
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError as error:
+        raise ConfigError(f"the folder {folder} can't be made ({error.strerror}); {remedy}") from error
+    if not there.is_dir():
+        raise ConfigError(f"the folder {folder} can't be made: {there} is a file; {remedy}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"the folder {folder} can't be written: {there} is read-only here; {remedy}")
+
+
+class NewFolder:
+    """Remembers which part of ``folder``'s path is not there yet; None is a folder that nobody makes."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._new = [] if folder is None else [path for path in (folder, *folder.parents) if not path.exists()]
+
+    def remove_if_unused(self) -> None:
+        """Remove what is new if it holds no more than the log of a run that never began, and nobody else's run."""
+        if not self._new:
+            return
+        folder = self._new[0]
+        with suppress(OSError, SmetError):
+            if set(os.listdir(folder)) <= _TRACES:
+                with run_folder_lock(folder):
+                    for name in set(os.listdir(folder)) & _TRACES:
+                        (folder / name).unlink()
+        for path in self._new:
+            with suppress(OSError):
+                path.rmdir()

@@ -1,0 +1,109 @@
+"""Saving in the background: the same files, never a torn state, and no error that nobody hears of."""
+
+import errno
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from smet_train.errors import CheckpointError
+from smet_train.train import checkpoint, files, saver
+from smet_train.train.checkpoint import Keep, Snapshot, checkpoint_steps, load_checkpoint
+from smet_train.train.saver import Saver
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Holds every save until it is set."""
+    opened, real = threading.Event(), checkpoint.save_checkpoint
+
+    def save_later(*arguments: Any) -> Path:
+        assert opened.wait(30)
+        return real(*arguments)
+
+    monkeypatch.setattr(saver, "save_checkpoint", save_later)
+    return opened
+
+
+def test_what_is_saved_is_the_state_when_save_was_called(tmp_path: Path, gate: threading.Event) -> None:
+    values, ages = torch.ones(5), [3]
+    writer = Saver(tmp_path, Keep(2), asynchronous=True)
+    writer.save(1, Snapshot({"model": {"values": values}}, {"ages": ages}))
+    values.zero_()
+    ages[0] = 4
+    assert checkpoint_steps(tmp_path) == []
+    gate.set()
+    writer.close()
+    saved = load_checkpoint(tmp_path / "step_00000001")
+    assert saved.tensors["model"]["values"].equal(torch.ones(5))
+    assert saved.plain["ages"] == [3]
+
+
+def test_questions_about_checkpoints_wait_for_the_one_being_written(tmp_path: Path, gate: threading.Event) -> None:
+    writer = Saver(tmp_path, Keep(2), asynchronous=True)
+    for ask in (lambda: writer.has(1), lambda: writer.newest() == tmp_path / "step_00000001"):
+        gate.clear()
+        writer.save(1, Snapshot({}, {}))
+        threading.Timer(0.05, gate.set).start()
+        assert ask()
+
+
+class Full(files.Disk):
+    def write(self, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_error_is_raised_at_the_next_call_at_the_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
+    writer = Saver(tmp_path, Keep(2), asynchronous=asynchronous)
+    monkeypatch.setattr(files, "disk", Full())
+
+    def save_twice() -> None:
+        writer.save(1, Snapshot({}, {}))
+        writer.save(2, Snapshot({}, {}))
+
+    with pytest.raises(CheckpointError, match="step 1 could not be written.*No space left"):
+        save_twice()
+    monkeypatch.undo()
+    writer.save(3, Snapshot({}, {}), last=True)
+    assert checkpoint_steps(tmp_path) == [3]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_failed_save_may_be_a_warning_but_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, asynchronous: bool
+) -> None:
+    writer = Saver(tmp_path, Keep(2), asynchronous=asynchronous, warn=True)
+    writer.save(1, Snapshot({}, {}))
+    writer.close()
+    monkeypatch.setattr(files, "disk", Full())
+    writer.save(2, Snapshot({}, {}))
+    assert not writer.has(2)
+    with pytest.raises(CheckpointError, match="step 4 could not be written"):
+        writer.save(4, Snapshot({}, {}), last=True)
+    assert len([record for record in caplog.records if "training goes on" in record.message]) == 1
+    assert checkpoint_steps(tmp_path) == [1]
+
+
+def test_what_is_no_error_of_the_disk_is_never_a_warning(tmp_path: Path) -> None:
+    writer = Saver(tmp_path, Keep(2), asynchronous=True, warn=True)
+    writer.save(1, Snapshot({"model": {"z": torch.zeros(2, dtype=torch.complex64)}}, {}))
+    with pytest.raises(KeyError):
+        writer.save(2, Snapshot({}, {}))
+
+
+def test_an_error_that_no_save_comes_after_is_told_when_the_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = Saver(tmp_path, Keep(2), asynchronous=True)
+    monkeypatch.setattr(files, "disk", Full())
+    writer.save(1, Snapshot({}, {}))
+    assert writer.newest() is None
+    writer.close()
+    writer.close()
+    (record,) = caplog.records
+    assert "step 1 could not be written" in record.message
