@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import random
+import socket
 import threading
 import urllib.error
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from smet_train.data import opened
+from smet_train.data.files import check_text_head, readable_files
 from smet_train.data.hub import HubStream
 from smet_train.data.loader import BatchLoader
 from smet_train.data.remote import RemoteFile, is_missing, is_passing
@@ -309,3 +311,38 @@ def test_a_file_that_changes_while_a_run_reads_the_others_is_named(
     for _ in range(2):
         assert list(allowing.documents())[1] in ("other", "more words")
     assert caplog.text.count("reading it as it is now") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "offset"),
+    [
+        (b"this is no http\r\n\r\n", 0),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", 0),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", 50),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nshort", 0),
+    ],
+)
+def test_an_answer_that_breaks_off_is_a_lost_connection(answer: bytes, offset: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve_once() -> None:
+            connection, _ = listening.accept()
+            connection.recv(10_000)
+            connection.sendall(answer)
+            connection.close()
+
+        thread = threading.Thread(target=serve_once)
+        thread.start()
+        with RemoteFile(f"http://127.0.0.1:{listening.getsockname()[1]}/a") as file:
+            file.seek(offset)
+            with pytest.raises(ConnectionError):
+                file.readall()
+        thread.join()
+
+
+@pytest.mark.parametrize("check", [None, check_text_head])
+def test_a_file_that_can_not_be_read_is_told_before_anything_is_built(
+    tmp_path: Path, check: Callable[[str, bytes], None] | None
+) -> None:
+    with pytest.raises(DataError, match=r"gone\.txt can't be read: .*No such file"):
+        readable_files([str(tmp_path / "gone.txt")], check)

@@ -148,7 +148,7 @@ def subject(quick_config: QuickConfig, tmp_path: Path) -> Callable[[str], Subjec
 
 def test_changed_sources(campaign: Any, subject: Callable[[str], Subject]) -> None:
     with campaign("changed sources: found before step 1, the file named") as tally:
-        for kind, change in tally.some(CASES, few=5):
+        for kind, change in tally.some(CASES, few=4):
             tried = subject(kind)
             (tried.folder / "run" / "console.log").unlink()
             name = change(sorted(tried.corpus.iterdir()))

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from smet_train.config.schema import Config
 from smet_train.data.rules import ReadRules
 from smet_train.data.sources import Source, SourceSpec, open_source
 from smet_train.errors import DataError
 from tests.conftest import make_documents
+from tests.faults.trials import output, run, trace
 
 LONGEST_BYTES = 2000
 SHARDS = 4
@@ -220,3 +222,29 @@ def test_malformed_inputs(campaign: Any, tmp_path: Path, on_bad: str) -> None:
             corpus.spoil(fault)
             wrong = trial(corpus, fault)
             tally.note(wrong and f"{kind}, {fault}: {wrong}")
+
+
+@pytest.mark.parametrize("way", ["skip in another folder", "mend the file"])
+def test_a_run_that_a_bad_line_has_ended_goes_on(quick_config: Callable[..., Config], tmp_path: Path, way: str) -> None:
+    lines = [json.dumps({"text": text}) for text in make_documents(200)]
+    corpus = tmp_path / "a.jsonl"
+    corpus.write_text("\n".join([*lines[:180], "broken", *lines[180:]]))
+    settings = [
+        "model.layers=1", "data=jsonl", f"data.files=['{corpus}']", "data.text_unit=paragraph",
+        "data.shuffle_documents=10", "data.prefetch_batches=2", "data.tokenizer.train_bytes=5000",
+        "train.eval_windows=1", "tracking.probe_windows=0", "train.steps=120",
+        "train.eval_interval=0", "topology.interval=50",
+    ]  # fmt: skip
+    first = tmp_path / "first"
+    assert run(quick_config(*settings), first) == 2, output(first)
+    assert f"{corpus} line 181: it is not JSON" in output(first)
+    (saved,) = [path for path in (first / "checkpoints").iterdir() if path.name.startswith("step_")][-1:]
+    assert saved.name > "step_00000002"
+    if way == "mend the file":
+        corpus.write_text("\n".join(lines))
+        folder, config = first, quick_config(*settings, "data.allow_changed_source=true")
+    else:
+        folder = tmp_path / "second"
+        config = quick_config(*settings, "data.on_bad=skip", f"checkpoint.resume='{saved}'")
+    assert run(config, folder) == 0, output(folder)
+    assert max(event["step"] for event in trace(folder) if event["event"] == "train") == 120
