@@ -74,7 +74,7 @@ def configure(quick_config: QuickConfig, tmp_path: Path) -> Callable[..., Config
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "number" in metafunc.fixturenames:
-        numbers = range(0, len(CASES), 1 if metafunc.config.getoption("--faults") == "all" else 7)
+        numbers = range(0, len(CASES), 1 if metafunc.config.getoption("--faults") == "all" else 11)
         metafunc.parametrize("number", numbers, ids=[" ".join(CASES[number]) for number in numbers])
 
 
@@ -97,12 +97,12 @@ def test_a_killed_run_ends_as_one_that_was_not(
     longest_s, expected = time.monotonic() - started_s, digest(whole, STEPS)
 
     with campaign("SIGKILL at a random moment, resumed: exact", part=str(number)) as tally:
-        for draw in tally.draws(few=2, every=30):
+        for draw in tally.draws(few=1, every=30):
             folder = tmp_path / f"killed {tally.tried}"
             kill_within(start(config, folder), longest_s, draw)
             tally.note(resumed(config, folder, expected))
     with campaign("SIGKILL inside a save or a rotation, resumed: exact", part=str(number)) as tally:
-        for draw in tally.draws(few=2, every=13):
+        for draw in tally.draws(few=1, every=13):
             folder = tmp_path / f"killed in a save {tally.tried}"
             died = run(config, folder, KillInSave(draw.randint(1, 4), draw.random() * 0.03))
             tally.note(resumed(config, folder, expected) if died in (0, -signal.SIGKILL) else output(folder))
@@ -126,7 +126,7 @@ def test_a_checkpoint_of_every_step_leads_to_the_same_end(
     assert run(config, whole) == 0, output(whole)
     expected = digest(whole, steps)
     with campaign("a checkpoint of every one of 60 steps, resumed: exact") as tally:
-        for step in tally.some(list(range(1, steps + 1)), few=4):
+        for step in tally.some(list(range(1, steps + 1)), few=2):
             folder = tmp_path / f"from {step}"
             shutil.copytree(whole, folder)
             for later in range(step + 1, steps + 1):
@@ -146,7 +146,7 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
     assert run(config, whole) == 0, output(whole)
     longest_s = time.monotonic() - started_s
     with campaign("one run killed 25 times in a row: exact") as tally:
-        kills = list(tally.draws(few=4, every=25))
+        kills = list(tally.draws(few=2, every=25))
         for draw in kills:
             kill_within(start(config, broken), longest_s / 3, draw)
         failed = run(config, broken) != 0

@@ -1,0 +1,115 @@
+"""How a run ends by an error: what is saved, what is written down, what is said."""
+
+import errno
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from smet_train.config.schema import Config
+from smet_train.data.stream import TokenWindows
+from smet_train.errors import DataError, SmetError, TrainingError
+from smet_train.job import run_training
+from smet_train.tracking.jsonl import JsonlSink, read_events
+from smet_train.train import files, loop
+from smet_train.train.checkpoint import checkpoint_steps
+
+QuickConfig = Callable[..., Config]
+
+
+def train(config: Config, folder: Path) -> str:
+    console = Console(width=120, record=True, file=io.StringIO(), highlight=False)
+    assert run_training(config, folder, console) == 0
+    return console.export_text()
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "checkpoints" / "step_00000006" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_a_source_that_fails_leaves_the_steps_until_then_saved(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefetch: int
+) -> None:
+    config = quick_config("checkpoint.interval=0", f"data.prefetch_batches={prefetch}", "method=smet_rigl")
+    train(config, tmp_path / "whole")
+    real, calls = TokenWindows.__next__, 0
+
+    def fail_later(windows: TokenWindows) -> list[int]:
+        nonlocal calls
+        calls += 1
+        if calls > 4 * 4 + 2:  # in the middle of the fifth step's batch of four windows
+            raise DataError("the connection is lost", exit_status=1)
+        return real(windows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenWindows, "__next__", fail_later)
+        with pytest.raises(DataError, match="the connection is lost"):
+            run_training(config, tmp_path / "broken")
+    assert checkpoint_steps(tmp_path / "broken" / "checkpoints") == [4]
+    last = read_events(tmp_path / "broken" / "metrics.jsonl")[-1]
+    assert (last["event"], last["step"], last["reason"]) == ("end", 4, "DataError: the connection is lost")
+    train(config, tmp_path / "broken")
+    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+
+
+def test_a_metrics_file_that_can_not_be_written_ends_the_run_in_one_message(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick_config()
+    train(config, tmp_path / "whole")
+    real = JsonlSink.emit
+
+    class FullFile:
+        """Takes half of a line."""
+
+        def __init__(self, file: Any) -> None:
+            self._file = file
+
+        def write(self, line: bytes) -> int:
+            return int(self._file.write(line[: len(line) // 2]))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+    def emit(sink: JsonlSink, event: dict[str, Any]) -> None:
+        if event.get("step") == 5:
+            sink._file = FullFile(sink._file)  # type: ignore[assignment]
+        real(sink, event)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JsonlSink, "emit", emit)
+        with pytest.raises(SmetError, match=r"metrics.jsonl can't be written: .*No space left.*make room") as caught:
+            run_training(config, tmp_path / "full")
+    assert caught.value.exit_status == 1
+    train(config, tmp_path / "full")
+    assert weights(tmp_path / "full") == weights(tmp_path / "whole")
+    steps = [event["step"] for event in read_events(tmp_path / "full" / "metrics.jsonl") if event["event"] == "train"]
+    assert steps == list(range(1, 7))
+
+
+def test_a_state_that_can_not_be_kept_is_told(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(files.Disk):
+        def write(self, path: Path, parts: Iterator[memoryview | bytes]) -> None:
+            if "inspect" in str(path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            super().write(path, parts)
+
+    monkeypatch.setattr(files, "disk", Full())
+    monkeypatch.setattr(loop, "forward_backward", lambda *_: float("nan"))
+    with pytest.raises(TrainingError, match=r"The bad state could not be kept: .*No space left on device"):
+        run_training(quick_config("train.max_bad_steps=0"), tmp_path)
+
+
+def test_deterministic_lets_torch_refuse_what_differs(quick_config: QuickConfig, tmp_path: Path) -> None:
+    try:
+        train(quick_config("train.deterministic=true", "train.steps=2"), tmp_path)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
