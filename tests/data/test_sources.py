@@ -103,7 +103,7 @@ BAD = [
     ("text", "a.txt", b"\0\1\2", "a.txt line 1: it is not text but holds a NUL byte"),
     ("text", "a.txt", b"caf\xe9 noir" * 9, "a.txt line 1: it is not UTF-8 text"),
     ("text", "a.txt.gz", b"no gzip", "can't be read"),
-    ("text", "a.txt.gz", gzip.compress(b"words and more")[:-9], "is cut short"),
+    ("text", "a.txt.gz", gzip.compress(b"words and more", mtime=0)[:-9], "is cut short"),
     ("jsonl", "a.jsonl", b"not json\n", "a.jsonl line 1: it is not JSON (Expecting value, column 1)"),
     ("jsonl", "a.jsonl", b"[1]\n", "line 1: it holds a list, not a JSON object"),
     ("jsonl", "a.jsonl", b'{"body": "x"}\n', "line 1: it has no text in data.text_field='text'; its columns are body"),
