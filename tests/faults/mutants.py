@@ -55,14 +55,7 @@ MUTANTS = [
         FILES,
         "    disk.sync(working)\n    remove_folder(target)\n    disk.rename(working, target)\n",
         "    remove_folder(target)\n    disk.rename(working, target)\n    disk.sync(target)\n",
-        DISK,
-    ),
-    Mutant(
-        "deletion under the final name",
-        FILES,
-        "        disk.rename(target, doomed)\n",
-        "        doomed = target\n",
-        DISK,
+        CHECKS,
     ),
     Mutant(
         "a text is written in place",
