@@ -49,24 +49,26 @@ class BatchLoader(Iterator[Tensor]):
         Raises:
             DataError: if the source can't be read; again on every later call.
         """
-        if self._error is not None:
-            raise self._error
-        item = self._peeked.popleft() if self._peeked else self._next_item()
-        if item.error is not None:
-            self._error = item.error
-            raise item.error
+        self.peek(1)
+        item = self._peeked.popleft()
         assert item.batch is not None
         self._state = item.state
         return item.batch
 
-    def peek(self, n_batches: int) -> list[Tensor]:
+    def peek(self, n_batches: int, timeout_s: float | None = None) -> list[Tensor]:
         """The next ``n_batches`` micro-batches, which are handed out again afterwards; the position stays.
 
+        With ``timeout_s``, fewer if one is not there after so many seconds (where ``prefetch_batches`` > 0).
+
         Raises:
-            DataError: if the source can't be read.
+            DataError: if the source can't be read; what was read before can still be handed out.
         """
         while len(self._peeked) < n_batches:
-            item = self._next_item()
+            if self._error is not None:
+                raise self._error
+            item = self._next_item(timeout_s)
+            if item is None:
+                break
             if item.error is not None:
                 self._error = item.error
                 raise item.error
@@ -95,14 +97,17 @@ class BatchLoader(Iterator[Tensor]):
             self._reader.stop()
             self._reader = None
 
-    def _next_item(self) -> _Item:
+    def _next_item(self, timeout_s: float | None) -> _Item | None:
         if self._prefetch_batches == 0:
             return _read(self._windows, self._micro_batch_size)
         if self._reader is None:
             # What an earlier reader had read ahead was dropped with it.
             self._windows.load_state_dict(self._state)
             self._reader = _Reader(self._windows, self._micro_batch_size, self._prefetch_batches)
-        return self._reader.items.get()
+        try:
+            return self._reader.items.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
 
 
 class _Reader:

@@ -19,18 +19,25 @@ Record = tuple[str | Fault, list[int]]
 # (file, position) -> what follows. Raises Damaged where nothing more of the file can be read, OSError if it fails.
 FileReader = Callable[[str, Position], Iterator[Record]]
 
+_UNKNOWN_BYTES = -1
 _UNITS = {"line": read_lines, "paragraph": read_paragraphs, "document": read_whole}
 _ROWS = 512
 NOT_TEXT = "it is not text: a NUL byte lies in its first 64 KiB"
+
+
+def by_count(position: Position) -> Position:
+    """A position in lines that holds in a file whose bytes are other ones: lines are counted from its beginning."""
+    return position and [_UNKNOWN_BYTES, position[1]]
 
 
 def text_reader(unit: str, longest_bytes: int) -> FileReader:
     """Reader of text by line, paragraph or document; a position is bytes and lines."""
 
     def read(name: str, position: Position) -> Iterator[Record]:
-        at = At(*position) if position else At()
+        at, lines = _begin(position)
         for text, after in _UNITS[unit](_text_chunks(name, at), at, longest_bytes):
-            yield text, list(after)
+            if after.lines > lines:
+                yield text, list(after)
 
     return read
 
@@ -39,11 +46,19 @@ def jsonl_reader(field: str, longest_bytes: int) -> FileReader:
     """Reader of the text in ``field`` of JSON objects, one a line; a position is bytes and lines."""
 
     def read(name: str, position: Position) -> Iterator[Record]:
-        at = At(*position) if position else At()
+        at, lines = _begin(position)
         for line, after in read_lines(read_chunks(name, at.bytes), at, longest_bytes):
+            if after.lines <= lines:
+                continue
             yield (line if isinstance(line, Fault) else _parsed(line, field, after.lines)), list(after)
 
     return read
+
+
+def _begin(position: Position) -> tuple[At, int]:
+    """Where reading begins, and the lines that are passed over from the file's beginning on."""
+    at = At(*position) if position else At()
+    return (At() if at.bytes == _UNKNOWN_BYTES else at), at.lines
 
 
 def _text_chunks(name: str, at: At) -> Iterator[bytes]:

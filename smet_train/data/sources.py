@@ -15,7 +15,7 @@ from smet_train.data.documents import DocumentStream, State
 from smet_train.data.hub import HubStream, open_hub, shuffle_shards
 from smet_train.data.manifest import Manifest, find_change, take_manifest
 from smet_train.data.python_source import find_python_files
-from smet_train.data.records import FileReader, jsonl_reader, parquet_reader, python_reader, text_reader
+from smet_train.data.records import FileReader, by_count, jsonl_reader, parquet_reader, python_reader, text_reader
 from smet_train.data.rules import ReadRules
 from smet_train.data.shards import FileSet, ShardStream
 from smet_train.errors import DataError
@@ -54,6 +54,7 @@ class Source:
     _open: Opener = field(repr=False)
     _manifest: Manifest | None = field(default=None, repr=False)
     _retake: Callable[[bool], Manifest] | None = field(default=None, repr=False)
+    _in_lines: bool = field(default=False, repr=False)
 
     @property
     def files(self) -> dict[str, Any] | None:
@@ -67,6 +68,10 @@ class Source:
     def documents(self, order: tuple[int, int] | None = None, state: State | None = None) -> DocumentStream:
         """One pass over the documents: shards in order, or permuted by ``order`` = (seed, epoch); from ``state`` on."""
         return self._open(order, state)
+
+    def by_count(self, state: State) -> State:
+        """``state`` of a pass over files whose contents were others: in lines its place is found by counting them."""
+        return {**state, "at": by_count(state["at"])} if self._in_lines else state
 
     def change_since(self, saved: dict[str, Any] | None) -> str | None:
         """What of the files has changed since ``saved`` was their ``files``, naming one; None if nothing has."""
@@ -158,6 +163,7 @@ def _file_source(
         _open=lambda order, state: ShardStream(opened, order, state),
         _manifest=opened.manifest,
         _retake=take,
+        _in_lines=spec.kind in ("text", "jsonl"),
     )
 
 

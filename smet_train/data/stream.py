@@ -77,7 +77,7 @@ class TokenWindows(Iterator[list[int]]):
             taken = tokens[self._token : self._token + self.sequence_tokens + 1 - len(window)]
             window += taken
             self._token += len(taken)
-            if self._token == len(tokens):
+            if self._token >= len(tokens):  # beyond it in a document that has become shorter
                 self._document, self._token = self._document + 1, 0
                 self._documents += 1
         self._overlap = window[-1]
@@ -110,8 +110,10 @@ class TokenWindows(Iterator[list[int]]):
         if state.get("format") != _FORMAT:
             raise DataError(f"the checkpoint's data position has format {state.get('format')}, not {_FORMAT}")
         self._check_identity(state["identity"])
-        self._check_files(state["files"])
-        self._position = Position(state["epoch"], state["block"], state["block_state"], state["left_out"])
+        block_state = state["block_state"]
+        if self._has_changed(state["files"]) and block_state is not None:
+            block_state = self._source.by_count(block_state)
+        self._position = Position(state["epoch"], state["block"], block_state, state["left_out"])
         self._block, self._encoded = None, {}
         self._document, self._token, self._overlap = state["document"], state["token"], state["overlap"]
         self._documents, self._tokens = state["documents"], state["tokens"]
@@ -131,10 +133,11 @@ class TokenWindows(Iterator[list[int]]):
                 f"{key}={saved.get(key)}, or start over with checkpoint.resume=never"
             )
 
-    def _check_files(self, saved: dict[str, Any] | None) -> None:
+    def _has_changed(self, saved: dict[str, Any] | None) -> bool:
+        """Whether the source's files are not those of ``saved``; an error unless it is allowed."""
         change = self._source.change_since(saved)
         if change is None:
-            return
+            return False
         if not self._allow_changed_source:
             raise DataError(
                 f"the data has changed since the checkpoint was written: {change}, so the position in it means "
@@ -142,6 +145,7 @@ class TokenWindows(Iterator[list[int]]):
                 "start over with checkpoint.resume=never"
             )
         log.warning("data: changed since the checkpoint was written, going on nevertheless: %s", change)
+        return True
 
     def end(self) -> None:
         """Wait for nothing any more; for another thread."""
@@ -151,7 +155,7 @@ class TokenWindows(Iterator[list[int]]):
         """Tokens of the current document with its end-of-text token; moves on to the next block when need be."""
         if self._block is None:
             self._block = self._reader.read(self._position)
-        if self._document == len(self._block.documents):
+        if self._document >= len(self._block.documents):  # beyond it in a block that has become shorter
             self._position = self._block.following
             self._block = self._reader.read(self._position)
             self._encoded, self._document = {}, 0

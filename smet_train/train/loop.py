@@ -23,6 +23,8 @@ from smet_train.train.step import forward_backward, token_loss
 
 log = logging.getLogger(__name__)
 
+_POLL_S = 0.5  # how long a stop may go unnoticed while a source keeps a run waiting
+
 
 def train(run: Run) -> str:
     """Train until ``total_steps`` or until a stop is requested; returns the reason: "finished" or what asked to stop.
@@ -42,7 +44,8 @@ def train(run: Run) -> str:
     with end_told(run):
         catch_up(run)
         while not run.finished and run.stop.reason is None:
-            read_ahead(run)
+            if not read_ahead(run):
+                break
             move_topology(run)
             report(run, run.spikes.before_step(run.state.step + 1))
             lr = set_learning_rate(run)
@@ -78,14 +81,27 @@ def catch_up(run: Run) -> None:
         save(run)
 
 
-def read_ahead(run: Run) -> None:
-    """Wait for the batches of the coming step; if there are none, save what was trained until now."""
+def read_ahead(run: Run) -> bool:
+    """Wait for the batches of the coming step; False if a stop is requested before they are there.
+
+    If there will be none, what was trained until now is saved.
+    """
+    needed = batches_needed(run)
     try:
-        run.batches.peek(run.settings.micro_batches)
+        while len(run.batches.peek(needed, _POLL_S)) < needed:
+            if run.stop.reason is not None:
+                return False
+        return True
     except DataError:
         if run.state.step > 0:
             save(run, last=True)
         raise
+
+
+def batches_needed(run: Run) -> int:
+    """Micro-batches of the coming step, with those that a topology update before it looks at."""
+    probes = run.topology.due(run.state.step) and run.topology.rules.needs_gradient
+    return run.settings.micro_batches * (run.settings.probe_steps if probes else 1)
 
 
 def due(interval: int, step: int) -> bool:
@@ -235,7 +251,7 @@ def probe_batches(run: Run) -> list[Callable[[], None]]:
     """The backward passes that the update looks at: of the coming steps' batches, which are trained on afterwards."""
     if not run.topology.rules.needs_gradient:
         return []
-    batches = run.batches.peek(run.settings.micro_batches * run.settings.probe_steps)
+    batches = run.batches.peek(batches_needed(run))
 
     def backward(batch: Tensor) -> None:
         token_loss(run.model, batch.to(run.device), run.settings.precision).backward()
