@@ -31,7 +31,7 @@ demo: $(READY)  ## pre-train a small sparse LLaMA on the embedded data and show 
 test: $(READY)  ## run all tests
 	$(PYTEST)
 
-faults: $(READY)  ## every trial of tests/faults, about 20 minutes; prints tried, passed and worst case of each kind
+faults: $(READY)  ## every trial of tests/faults, about half an hour; prints tried, passed and worst case of each kind
 	$(PYTEST) --faults=all --faults-out=outputs/faults.json tests/faults
 
 check: lint type  ## what to run before a commit: lint, types, fast tests

@@ -115,7 +115,7 @@ def report(run: Run, events: list[dict[str, Any]]) -> None:
 
 
 def take_sound_step(run: Run) -> tuple[float, float]:
-    """:func:`take_step` with the first batches whose loss and gradient are sound.
+    """The optimizer's step on the first batches whose loss and gradient are sound; returns both, before clipping.
 
     Raises:
         RollBack, TrainingError: if too many in a row are not, or if a fused step was half done when it showed.
