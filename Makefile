@@ -1,6 +1,6 @@
 # `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check lint type bench clean
+.PHONY: help setup demo test faults mutants check lint type bench clean
 
 # The environment; `make VENV=elsewhere …` keeps another one.
 VENV ?= .venv
@@ -33,6 +33,9 @@ test: $(READY)  ## run all tests
 
 faults: $(READY)  ## every trial of tests/faults, about half an hour; prints tried, passed and worst case of each kind
 	$(PYTEST) --faults=all --faults-out=outputs/faults.json tests/faults
+
+mutants: $(READY)  ## one deliberate bug at a time, about 5 minutes: a test must fail for each
+	$(BIN)/python -m tests.faults.mutants
 
 check: lint type  ## what to run before a commit: lint, types, fast tests
 	$(PYTEST) -q -m "not slow"
