@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
@@ -26,6 +26,34 @@ def plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.name
     return list(value) if isinstance(value, list) else value
+
+
+def from_dict(settings: dict[str, Any]) -> Config:
+    """The configuration that :func:`to_dict` gave; what its version did not have yet is a default.
+
+    Raises:
+        ConfigError: for a key that this version does not have, or an unknown name of a choice.
+    """
+    config: Config = _section(Config, settings, "")
+    return config
+
+
+def _section(kind: Any, settings: dict[str, Any], prefix: str) -> Any:
+    types = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        if name not in types:
+            raise ConfigError(f"the setting {key} is of another version of smet-train; read it with that version")
+        if is_dataclass(types[name]):
+            values[name] = _section(types[name], value, f"{key}.")
+        elif isinstance(types[name], type) and issubclass(types[name], Enum):
+            if value not in types[name].__members__:
+                raise ConfigError(f"{key}={value} is of another version of smet-train; read it with that version")
+            values[name] = types[name][value]
+        else:
+            values[name] = value
+    return kind(**values)
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
