@@ -4,6 +4,7 @@ The harness reads ``dataset_path: json`` with ``data_files`` as seen from the wo
 ``custom_dataset: !function local.read`` instead is read from its own folder.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,5 +16,5 @@ def read(data_file: str, **_: Any) -> dict[str, Dataset]:
 
     The harness hands over ``dataset_kwargs`` of the task, and its own ``--metadata`` and ``--model_args``.
     """
-    path = Path(__file__).with_name(data_file)
-    return {"test": Dataset.from_json(str(path))}
+    lines = Path(__file__).with_name(data_file).read_text(encoding="utf-8").splitlines()
+    return {"test": Dataset.from_list([json.loads(line) for line in lines])}

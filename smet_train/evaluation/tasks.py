@@ -44,8 +44,8 @@ def run_tasks(
         num_fewshot=num_fewshot,
         log_samples=False,
     )
-    kept = ("results", "groups", "n-shot", "n-samples", "versions", "higher_is_better")
-    return {key: found[key] for key in kept if key in found}
+    kept = ("results", "groups", "n-shot", "n-samples", "higher_is_better")
+    return {**{key: found[key] for key in kept if key in found}, "task_versions": found["versions"]}
 
 
 def _known(manager_class: Any, tasks: list[str], task_path: Path | None) -> Any:
