@@ -52,7 +52,9 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.replace_text(path, json.dumps(_plain(result), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+        # As text what JSON doesn't know: a metric of a task's own may return anything.
+        text = json.dumps(_plain(result), indent=2, allow_nan=False, ensure_ascii=False, default=str)
+        files.replace_text(path, text + "\n")
     except OSError as error:
         raise SmetError(f"{path} can't be written ({error.strerror}); write --out FILE", exit_status=1) from error
 
