@@ -64,10 +64,9 @@ def build_device(config: Config) -> torch.device:
     return torch.device(name)
 
 
-def build_data(config: Config, tokenizer_file: Path | None) -> Data:
-    """Open the source, get its tokenizer (``tokenizer_file`` if the run has one already) and cut it into windows."""
-    cache_dir = default_cache_dir() if config.data.cache_dir is None else Path(config.data.cache_dir).expanduser()
-    source = open_source(
+def build_source(config: Config) -> Source:
+    """Open the source of documents that the settings describe."""
+    return open_source(
         SourceSpec(
             kind=config.data.source.name,
             files=tuple(config.data.files),
@@ -84,8 +83,29 @@ def build_data(config: Config, tokenizer_file: Path | None) -> Data:
             ),
             allow_changed_source=config.data.allow_changed_source,
         ),
-        cache_dir,
+        _cache_dir(config),
     )
+
+
+def build_held_out(config: Config, source: Source, tokenizer: TextTokenizer) -> Tensor:
+    """The held-out windows that a run looks at: those of its evaluations, then those of its probe batch."""
+    return validation_windows(
+        source,
+        tokenizer,
+        sequence_tokens=config.data.sequence_tokens,
+        windows=config.train.eval_windows + config.tracking.probe_windows,
+        validation_fraction=config.data.validation_fraction,
+        cache_dir=_cache_dir(config),
+    )
+
+
+def _cache_dir(config: Config) -> Path:
+    return default_cache_dir() if config.data.cache_dir is None else Path(config.data.cache_dir).expanduser()
+
+
+def build_data(config: Config, tokenizer_file: Path | None) -> Data:
+    """Open the source, get its tokenizer (``tokenizer_file`` if the run has one already) and cut it into windows."""
+    source = build_source(config)
     log.info("data: %s", source.description)
     tokenizer = prepare_tokenizer(
         source,
@@ -94,16 +114,9 @@ def build_data(config: Config, tokenizer_file: Path | None) -> Data:
         vocab_size=config.data.tokenizer.vocab_size,
         train_bytes=config.data.tokenizer.train_bytes,
         validation_fraction=config.data.validation_fraction,
-        cache_dir=cache_dir,
+        cache_dir=_cache_dir(config),
     )
-    validation = validation_windows(
-        source,
-        tokenizer,
-        sequence_tokens=config.data.sequence_tokens,
-        windows=config.train.eval_windows + config.tracking.probe_windows,
-        validation_fraction=config.data.validation_fraction,
-        cache_dir=cache_dir,
-    )
+    validation = build_held_out(config, source, tokenizer)
     windows = TokenWindows(
         source,
         tokenizer,
