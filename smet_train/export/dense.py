@@ -40,8 +40,11 @@ def dense_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def architecture_of(model: nn.Module) -> dict[str, Any]:
     """Content of the transformers ``config.json`` of ``model``, its class and the dtype of its parameters included."""
-    config = model.config
-    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    config.dtype = str(dtype).removeprefix("torch.")
-    config.architectures = [type(model).__name__]
-    return dict(json.loads(config.to_json_string()))
+    config: Any = model.config
+    settings: dict[str, Any] = json.loads(config.to_json_string())
+    return settings | {"architectures": [type(model).__name__], "dtype": str(value_dtype(model)).removeprefix("torch.")}
+
+
+def value_dtype(model: nn.Module) -> torch.dtype:
+    """In which its parameters are held; all are alike."""
+    return next(model.parameters()).dtype

@@ -74,7 +74,7 @@ def read_description(folder: Path) -> SparseDescription:
                 f"{FORMAT} {VERSION}"
             )
         layers = {
-            name: Layout(*layer["shape"], n_active=layer["n_active"], block=layer["block"])
+            name: Layout(layer["shape"][0], layer["shape"][1], layer["n_active"], layer["block"])
             for name, layer in content["layers"].items()
         }
         transposed = frozenset(name for name, layer in content["layers"].items() if layer["transposed"])

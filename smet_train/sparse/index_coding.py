@@ -43,7 +43,7 @@ def decode_sites(code: Tensor, layout: Layout) -> Tensor:
     if code.dtype != torch.uint8 or code.dim() != 1 or not code.numel() or int(code[0]) not in (BITMAP, GAPS):
         raise LayoutError(f"{what} is none: it must be bytes that begin with {BITMAP} or {GAPS}")
     try:
-        plain = _to_tensor(zlib.decompress(code[1:].cpu().contiguous().numpy()))
+        plain = _to_tensor(zlib.decompress(code[1:].cpu().contiguous().numpy().data))
     except zlib.error as error:
         raise LayoutError(f"{what} is damaged ({error})") from error
     sites = _from_bitmap(plain) if int(code[0]) == BITMAP else _from_gaps(plain)
@@ -56,7 +56,7 @@ def decode_sites(code: Tensor, layout: Layout) -> Tensor:
 
 def _compress(plain: Tensor, strategy: int) -> bytes:
     stream = zlib.compressobj(level=9, memLevel=9, strategy=strategy)
-    return stream.compress(plain.numpy()) + stream.flush()
+    return stream.compress(plain.numpy().data) + stream.flush()
 
 
 def _to_tensor(content: bytes) -> Tensor:
