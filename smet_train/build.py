@@ -129,8 +129,8 @@ def warn_of_another_tokenizer(config: Config, tokenizer: TextTokenizer) -> None:
     beside = None if config.model.init_from is None else source_tokenizer(Path(config.model.init_from))
     if beside is not None and TextTokenizer.from_file(beside).content_hash != tokenizer.content_hash:
         log.warning(
-            "the tokenizer that data.tokenizer names is another one than %s, so an id may be other text than it was for "
-            "the weights of model.init_from; leave it out to train with theirs",
+            "the tokenizer that data.tokenizer names is another one than %s, so that ids may be other text than they "
+            "were for the weights of model.init_from; leave data.tokenizer out to train with theirs",
             beside,
         )
 

@@ -74,7 +74,10 @@ def _from_run(folder: Path, config: Config) -> Pretrained:
         checkpoint = named_checkpoint(folder)
         saved = from_dict(load_plain(checkpoint)["config"])
     except CheckpointError as error:
-        raise ConfigError(f"model.init_from={folder}: {error}", exit_status=error.exit_status) from error
+        reason = str(error).rpartition(";")[0]  # what comes last is how to resume
+        raise ConfigError(
+            f"model.init_from={folder}: {reason}; give another checkpoint", exit_status=error.exit_status
+        ) from error
     tensors = stored_tensors(checkpoint)
     return Pretrained(
         name=str(checkpoint),

@@ -65,11 +65,11 @@ def model_spec(config: Config) -> ModelSpec:
 
 def named_tokenizer(config: Config) -> tuple[str | None, str | None]:
     """(file, name on the hub) of the tokenizer that the settings name: its own, or that of ``model.init_from``."""
-    named = config.data.tokenizer
-    if named.file is None and named.hub_name is None and config.model.init_from is not None:
+    file, hub_name = config.data.tokenizer.file, config.data.tokenizer.hub_name
+    if file is None and hub_name is None and config.model.init_from is not None:
         beside = source_tokenizer(Path(config.model.init_from))
         return None if beside is None else str(beside), None
-    return named.file, named.hub_name
+    return file, hub_name
 
 
 def planned_vocabulary(config: Config) -> Vocabulary:
