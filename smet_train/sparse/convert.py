@@ -17,7 +17,7 @@ from smet_train.sparse.sampling import first_index, stream_key
 ChooseSites = Callable[[str, Layout, Tensor], Tensor]
 
 
-def _is_conv1d(module: nn.Module) -> bool:
+def is_conv1d(module: nn.Module) -> bool:
     """transformers' ``Conv1D`` (GPT-2) is a linear layer that stores W transposed, as (in, out)."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
@@ -26,12 +26,12 @@ def weight_OI(module: nn.Module) -> Tensor:
     """The weight of a linear layer as (out, in), sharing its memory."""
     weight = module.weight
     assert isinstance(weight, Tensor)
-    return weight.t() if _is_conv1d(module) else weight
+    return weight.t() if is_conv1d(module) else weight
 
 
 def linear_layer_names(model: nn.Module) -> list[str]:
     """Names of all layers that could be made sparse: ``nn.Linear`` and transformers' ``Conv1D``."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or _is_conv1d(module)]
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or is_conv1d(module)]
 
 
 def _matching(names: Sequence[str], patterns: Iterable[str], key: str) -> set[str]:
