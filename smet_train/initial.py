@@ -14,9 +14,12 @@ from smet_train.config.schema import Config, Family, ModelConfig
 from smet_train.errors import CheckpointError, ConfigError, LayoutError
 from smet_train.models import Pretrained, transformers_config
 from smet_train.models.architecture import settings_of
+from smet_train.models.pretrained import ReadIndex
+from smet_train.models.sparse_folder import ARCHITECTURE, read_description
 from smet_train.models.stored import StoredTensors, damaged, stored_tensors
 from smet_train.sparse import Layout
 from smet_train.sparse.index import packed_like, unpack
+from smet_train.sparse.index_coding import decode_sites
 from smet_train.sparse_model import model_spec
 from smet_train.train.checkpoint import load_plain
 from smet_train.train.resume import named_checkpoint
@@ -47,15 +50,30 @@ def open_pretrained(config: Config) -> Pretrained:
 
 
 def _from_huggingface(folder: Path, config: Config) -> Pretrained:
-    architecture = _from_json(folder / "config.json")
+    return _described(folder, folder / "config.json", config, {}, _read_packed)
+
+
+def _from_sparse(folder: Path, config: Config) -> Pretrained:
+    try:
+        layers = read_description(folder).layers
+    except CheckpointError as error:
+        raise ConfigError(f"model.init_from: {error}", exit_status=error.exit_status) from error
+    return _described(folder, folder / ARCHITECTURE, config, {name: f"{name}.index" for name in layers}, _read_coded)
+
+
+def _described(
+    folder: Path, config_file: Path, config: Config, sparse: dict[str, str], read_index: ReadIndex
+) -> Pretrained:
+    """The weights of a folder that holds a transformers configuration in ``config_file``."""
+    architecture = _from_json(config_file)
     settings = None if config.model.family is Family.auto else settings_of(architecture)
     return Pretrained(
         name=str(folder),
         tensors=stored_tensors(folder),
         config=architecture,
-        remedy=_remedy(settings or {"family": "auto", "config_file": str(folder / "config.json")}, config.model),
-        sparse={},
-        read_index=_read_packed,
+        remedy=_remedy(settings or {"family": "auto", "config_file": str(config_file)}, config.model),
+        sparse=sparse,
+        read_index=read_index,
     )
 
 
@@ -106,6 +124,10 @@ def _read_packed(tensors: StoredTensors, name: str, layout: Layout) -> Tensor:
     return unpack(packed, layout)
 
 
+def _read_coded(tensors: StoredTensors, name: str, layout: Layout) -> Tensor:
+    return decode_sites(tensors.read(name), layout)
+
+
 def _remedy(settings: dict[str, Any], model: ModelConfig) -> str:
     """What to write so that a model is built as ``settings`` say."""
     here = {key: plain(getattr(model, key)) for key in settings}
@@ -125,4 +147,4 @@ def _remedy(settings: dict[str, Any], model: ModelConfig) -> str:
     return "write " + " ".join(f"model.{key}={spell(value)}" for key, value in other.items())
 
 
-_OPENED = {SourceKind.huggingface: _from_huggingface, SourceKind.run: _from_run}
+_OPENED = {SourceKind.huggingface: _from_huggingface, SourceKind.run: _from_run, SourceKind.sparse: _from_sparse}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
@@ -19,6 +20,7 @@ from smet_train.config.identity import run_identity
 from smet_train.config.schema import Config
 from smet_train.data.tokenizer import TextTokenizer
 from smet_train.errors import CheckpointError, ConfigError
+from smet_train.export.sparse import write_sparse
 from smet_train.initial import open_pretrained
 from smet_train.job import run_training
 from smet_train.sparse.ledger import sparse_layers
@@ -153,6 +155,34 @@ def test_a_sparse_source_of_the_same_density_is_taken_over_bit_for_bit(
             assert held[name].equal(tensor.to(held[name].dtype)), name
 
 
+def test_a_sparse_folder_is_the_same_source_as_its_run(
+    quick_config: Configure, sparse_run: Path, tmp_path: Path
+) -> None:
+    trained = open_trained(sparse_run)
+    write_sparse(trained, tmp_path)
+    trained.tokenizer.save(tmp_path)
+    block = f"sparsity.block_size={trained.config.sparsity.block_size}"
+    for density in (0.125, 0.25, 0.5):
+        settings = (f"sparsity.density={density}", block)
+        by_run, by_folder = (
+            model_tensors(begun(quick_config(from_(folder), *settings))) for folder in (sparse_run, tmp_path)
+        )
+        assert all(tensor.equal(by_folder[name]) for name, tensor in by_run.items())
+    with pytest.raises(ConfigError, match=r"; write model.layers=2"):
+        begun(quick_config(from_(tmp_path), "model.layers=1"))
+    with pytest.raises(ConfigError, match=r"write model.intermediate_size=128"):
+        begun(quick_config(from_(tmp_path), "model.intermediate_size=96"))
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.0.mlp.up_proj.index"]
+    save_file(tensors, path)
+    with pytest.raises(ConfigError, match=r"up_proj.weight is not there"):
+        begun(quick_config(from_(tmp_path)))
+    (tmp_path / "sparse.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"model.init_from: .* can't be used: "):
+        begun(quick_config(from_(tmp_path)))
+
+
 def test_a_sparser_or_denser_run_prunes_or_adds_zeros(quick_config: Configure, sparse_run: Path) -> None:
     trained = open_trained(sparse_run)
     block = f"sparsity.block_size={trained.config.sparsity.block_size}"
@@ -274,9 +304,7 @@ def test_a_run_whose_config_file_is_gone_and_damage(quick_config: Configure, hf_
     train(quick_config(*by_file, "sparsity.density=0.25", "train.steps=1"), tmp_path / "run")
     copied.unlink()
     begun(quick_config(from_(tmp_path / "run"), "sparsity.density=0.25"))
-    with pytest.raises(
-        ConfigError, match=r"sites of .*mlp.gate_proj are not those of a layer of 96x64 .*; write"
-    ):
+    with pytest.raises(ConfigError, match=r"sites of .*mlp.gate_proj are not those of a layer of 96x64 .*; write"):
         begun(quick_config(from_(tmp_path / "run"), "model.intermediate_size=96"))
     checkpoint = tmp_path / "run" / "checkpoints" / "step_00000001"
     (checkpoint / "model.safetensors").write_bytes(b"torn")
@@ -288,8 +316,6 @@ def test_a_run_whose_config_file_is_gone_and_damage(quick_config: Configure, hf_
 def test_a_folder_that_lacks_tensors_is_to_blame_itself(
     quick_config: Configure, hf_folder: Path, tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file, save_file
-
     shutil.copytree(hf_folder, tmp_path / "hf")
     path = tmp_path / "hf" / "model.safetensors"
     tensors = load_file(path)

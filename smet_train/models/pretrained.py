@@ -113,7 +113,8 @@ class Pretrained:
         """The stored tensors that are a parameter of these names, the one that it is read from first."""
         layer = names[0].removesuffix(".weight")
         if layer in self.sparse:
-            return [f"{layer}.values", self.sparse[layer]]
+            parts = [f"{layer}.values", self.sparse[layer]]
+            return parts if all(name in self.tensors for name in parts) else []
         prefix = f"{model.base_model_prefix}."
         # Some folders hold the model without its output layer, under names that begin inside it.
         spelled = [spelling for name in names for spelling in (name, name.removeprefix(prefix))]
