@@ -16,7 +16,10 @@ _T = TypeVar("_T")
 
 
 class StoredTensors:
-    """Names, shapes and contents of stored tensors; a file is mapped into memory, and what is read is a copy.
+    """Names, shapes and contents of stored tensors.
+
+    A file is mapped into memory whole, so it is opened for one tensor at a time: all that was read of it counts as
+    memory of the process as long as anything of it is in use.
 
     Args:
         folder: where the files are; messages name it.
@@ -26,7 +29,6 @@ class StoredTensors:
     def __init__(self, folder: Path, files: Mapping[str, Path]) -> None:
         self.folder = folder
         self._files = files
-        self._open: dict[Path, Any] = {}
 
     @property
     def names(self) -> list[str]:
@@ -40,7 +42,7 @@ class StoredTensors:
         return tuple(self._from_file(name, lambda file: file.get_slice(name).get_shape()))
 
     def read(self, name: str) -> Tensor:
-        """The tensor ``name``, on the CPU, in the dtype that it was stored in.
+        """The tensor ``name``, on the CPU, in the dtype that it was stored in; its memory is the file's.
 
         Raises:
             ConfigError: if its file is missing or damaged.
@@ -50,9 +52,8 @@ class StoredTensors:
     def _from_file(self, name: str, ask: Callable[[Any], _T]) -> _T:
         path = self._files[name]
         try:
-            if path not in self._open:
-                self._open[path] = safe_open(path, framework="pt")
-            return ask(self._open[path])
+            with safe_open(path, framework="pt") as file:
+                return ask(file)
         except (OSError, SafetensorError) as error:
             raise damaged(path, error) from error
 
