@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from smet_train.config.fields import value_at
+from smet_train.config.init_source import check_source
 from smet_train.config.schema import Config, DataSource, OnBad
 from smet_train.config.validate import FILE_SOURCES
 from smet_train.errors import ConfigError
 
 # Each a path, a list of paths, or None.
-PATH_KEYS = ("data.files", "data.cache_dir", "data.tokenizer.file", "model.config_file", "checkpoint.resume")
+PATH_KEYS = (
+    "data.files",
+    "data.cache_dir",
+    "data.tokenizer.file",
+    "model.config_file",
+    "model.init_from",
+    "checkpoint.resume",
+)
 _HEADS_READ = 100  # with more files than these, their heads are left to the run itself
 
 
@@ -53,6 +61,10 @@ def check_files(config: Config, run_folder: Path) -> None:
     # A run that goes on has its own copy of the tokenizer.
     if config.data.tokenizer.file is not None and not (run_folder / "tokenizer.json").is_file():
         _check_json("data.tokenizer.file", config.data.tokenizer.file, "a tokenizer.json")
+    # A run that goes on has its own weights, and those that it began from may be gone.
+    goes_on = config.checkpoint.resume not in ("auto", "never") or any((run_folder / "checkpoints").glob("step_*"))
+    if config.model.init_from is not None and not goes_on:
+        check_source(config)
     if config.model.config_file is not None:
         _check_json("model.config_file", config.model.config_file, "a transformers config.json")
 
