@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from smet_train.errors import ConfigError
+from smet_train.sparse.coding import decoded
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -47,14 +48,14 @@ class StoredTensors:
         Raises:
             ConfigError: if its file is missing or damaged.
         """
-        return self._from_file(name, lambda file: file.get_tensor(name))
+        return self._from_file(name, lambda file: decoded(name, file.get_tensor(name), file.metadata()))
 
     def _from_file(self, name: str, ask: Callable[[Any], _T]) -> _T:
         path = self._files[name]
         try:
             with safe_open(path, framework="pt") as file:
                 return ask(file)
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise damaged(path, error) from error
 
 

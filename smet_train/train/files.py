@@ -21,7 +21,7 @@ import xxhash
 from safetensors import safe_open
 from torch import Tensor
 
-from smet_train.train.coding import code, decode
+from smet_train.sparse.coding import CODED, code, decoded
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,6 @@ _DTYPES = {
     torch.int32: "I32", torch.int16: "I16", torch.uint16: "U16", torch.int8: "I8", torch.uint8: "U8",
     torch.bool: "BOOL",
 }  # fmt: skip
-
-_TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
-_CODED = "coded"
 
 
 class Disk:
@@ -111,7 +108,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
     """A new safetensors file, flushed. The library's own writer copies all tensors first; this one copies none that is
     contiguous and on the CPU.
 
-    What :mod:`smet_train.train.coding` shortens is held coded, as bytes; the file's metadata has its shape and type.
+    What :mod:`smet_train.sparse.coding` shortens is held coded, as bytes; the file's metadata has its shape and type.
     """
     return write(path, _safetensors(tensors))
 
@@ -133,7 +130,7 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
         contents.append(flat if content is None else content)
     if coded:
-        header["__metadata__"] = {_CODED: json.dumps(coded)}
+        header["__metadata__"] = {CODED: json.dumps(coded)}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
     yield struct.pack("<Q", len(text)) + text
@@ -151,11 +148,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ValueError: if coded bytes can't be read.
     """
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-        coded = json.loads((file.metadata() or {}).get(_CODED, "{}"))
-    for name, (dtype, shape) in coded.items():
-        tensors[name] = decode(tensors[name], shape, _TORCH_DTYPES[dtype])
-    return tensors
+        metadata = file.metadata()
+        return {name: decoded(name, file.get_tensor(name), metadata) for name in file.keys()}  # noqa: SIM118  no mapping
 
 
 def read_checksum(path: Path) -> Written:

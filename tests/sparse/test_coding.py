@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from smet_train.sparse.coding import code, decode
 from smet_train.sparse.index import pack
 from smet_train.sparse.layout import Layout
 from smet_train.sparse.sampling import first_index
-from smet_train.train.coding import code, decode
 from smet_train.train.files import read_tensors, write_tensors
 
 
