@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from smet_train.errors import ConfigError
-from smet_train.sparse.coding import decoded
+from smet_train.sparse.coding import read_decoded
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -48,7 +48,7 @@ class StoredTensors:
         Raises:
             ConfigError: if its file is missing or damaged.
         """
-        return self._from_file(name, lambda file: decoded(name, file.get_tensor(name), file.metadata()))
+        return self._from_file(name, lambda file: read_decoded(file, [name])[name])
 
     def _from_file(self, name: str, ask: Callable[[Any], _T]) -> _T:
         path = self._files[name]

@@ -8,7 +8,8 @@ what is possible, and faster.
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +21,10 @@ _WORTH_IT = 0.75  # fp8 moments and random states shrink by less, and their codi
 
 
 def code(tensor: Tensor) -> bytes | None:
-    """The coded content of a contiguous tensor on the CPU, or None where coding saves little or values are no bytes."""
+    """The coded content of a tensor, or None where coding saves little or its values are no bytes."""
     if tensor.dtype not in _BYTES.values() or tensor.numel() == 0:
         return None
-    content = memoryview(tensor.detach().view(-1).view(torch.uint8).numpy().data)
+    content = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     sample = content[:_SAMPLE_BYTES]
     if len(_huffman(sample)) > _WORTH_IT * len(sample):
         return None
@@ -45,14 +46,18 @@ def decode(coded: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(content, dtype=torch.uint8).view(dtype).view(shape)
 
 
-def decoded(name: str, held: Tensor, metadata: Mapping[str, str] | None) -> Tensor:
-    """The tensor ``name`` of a safetensors file that holds it as ``held``, plain or coded as ``metadata`` says.
+def read_decoded(file: Any, names: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors ``names`` of an open safetensors file, whether it holds them plain or coded.
 
     Raises:
         ValueError: if coded bytes can't be read.
     """
-    entry = json.loads((metadata or {}).get(CODED, "{}")).get(name)
-    return held if entry is None else decode(held, entry[1], _BYTES[entry[0]])
+    coded = json.loads((file.metadata() or {}).get(CODED, "{}"))
+    tensors = {name: file.get_tensor(name) for name in names}
+    for name in tensors.keys() & coded.keys():
+        dtype, shape = coded[name]
+        tensors[name] = decode(tensors[name], shape, _BYTES[dtype])
+    return tensors
 
 
 def _huffman(content: memoryview) -> bytes:

@@ -80,7 +80,7 @@ def save_checkpoint(folder: Path, step: int, snapshot: Snapshot, keep: Keep) -> 
     try:
         working = files.new_working_folder(target)
         written = {
-            f"{name}.safetensors": files.write_tensors(working / f"{name}.safetensors", tensors)
+            f"{name}.safetensors": files.write_tensors(working / f"{name}.safetensors", tensors, coded=True)
             for name, tensors in snapshot.tensors.items()
         }
         written[_STATE] = files.write_json(working / _STATE, snapshot.plain)

@@ -21,7 +21,7 @@ import xxhash
 from safetensors import safe_open
 from torch import Tensor
 
-from smet_train.sparse.coding import CODED, code, decoded
+from smet_train.sparse.coding import CODED, code, read_decoded
 
 log = logging.getLogger(__name__)
 
@@ -104,33 +104,33 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Written:
     return write(path, iter([json.dumps(content).encode()]))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, coded: bool = False) -> Written:
     """A new safetensors file, flushed. The library's own writer copies all tensors first; this one copies none that is
     contiguous and on the CPU.
 
-    What :mod:`smet_train.sparse.coding` shortens is held coded, as bytes; the file's metadata has its shape and type.
+    Args:
+        coded: hold as bytes what :mod:`smet_train.sparse.coding` shortens; the file's metadata has its shape and type.
     """
-    return write(path, _safetensors(tensors))
+    return write(path, _safetensors(tensors, coded))
 
 
-def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
+def _safetensors(tensors: Mapping[str, Tensor], coded: bool) -> Iterator[memoryview | bytes]:
     header: dict[str, Any] = {}
-    coded: dict[str, Any] = {}
+    shapes_of_coded: dict[str, Any] = {}
     contents: list[Tensor | bytes] = []
     end = 0
     # widest values first, so that each begins at a multiple of its size
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):
-        flat = tensor.detach().cpu().contiguous().view(-1)
-        content = code(flat)
-        dtype, shape = _DTYPES[tensor.dtype], list(tensor.shape)
+        content = code(tensor) if coded else None
+        dtype, shape, n_bytes = _DTYPES[tensor.dtype], list(tensor.shape), tensor.numel() * tensor.element_size()
         if content is not None:
-            coded[name] = [dtype, shape]
-            dtype, shape = "U8", [len(content)]
-        start, end = end, end + (flat.nbytes if content is None else len(content))
+            shapes_of_coded[name] = [dtype, shape]
+            dtype, shape, n_bytes = "U8", [len(content)], len(content)
+        start, end = end, end + n_bytes
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
-        contents.append(flat if content is None else content)
-    if coded:
-        header["__metadata__"] = {CODED: json.dumps(coded)}
+        contents.append(tensor if content is None else content)
+    if shapes_of_coded:
+        header["__metadata__"] = {CODED: json.dumps(shapes_of_coded)}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
     yield struct.pack("<Q", len(text)) + text
@@ -138,7 +138,8 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
         if isinstance(item, bytes):
             yield item
         elif item.numel():
-            yield memoryview(item.view(torch.uint8).numpy().data)
+            flat = item.detach().cpu().contiguous().view(-1)
+            yield memoryview(flat.view(torch.uint8).numpy().data)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -148,8 +149,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ValueError: if coded bytes can't be read.
     """
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        return {name: decoded(name, file.get_tensor(name), metadata) for name in file.keys()}  # noqa: SIM118  no mapping
+        return read_decoded(file, file.keys())
 
 
 def read_checksum(path: Path) -> Written:

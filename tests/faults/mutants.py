@@ -68,8 +68,8 @@ MUTANTS = [
     Mutant(
         "tensors at wrong places",
         FILES,
-        "    for _, tensor in ordered:",
-        "    for _, tensor in reversed(ordered):",
+        "    for item in contents:",
+        "    for item in reversed(contents):",
         CHECKS,
     ),
     Mutant(
@@ -125,9 +125,7 @@ MUTANTS = [
         "        if False:\n",
         "tests/train/test_resume.py",
     ),
-    Mutant(
-        "the background writes the run's own tensors", SAVER, 'tensor.detach().to("cpu", copy=True)', "tensor", SAVED
-    ),
+    Mutant("the background writes the run's own tensors", SAVER, "copy.copy_(tensor.detach())", "tensor", SAVED),
     Mutant(
         "the background writes plain values that go on changing",
         SAVER,

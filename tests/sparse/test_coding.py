@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 
 from smet_train.sparse.coding import code, decode
@@ -57,7 +58,8 @@ def test_what_is_no_code_is_refused() -> None:
         decode(coded(torch.zeros(1000, dtype=torch.uint8)), [999], torch.uint8)
 
 
-def test_a_file_gives_back_coded_and_plain_tensors_alike(tmp_path: Path) -> None:
+@pytest.mark.parametrize("coded", [False, True])
+def test_a_file_gives_back_coded_and_plain_tensors_alike(tmp_path: Path, coded: bool) -> None:
     torch.manual_seed(1)
     tensors = {
         "ages": torch.randint(0, 3, (50, 4, 4), dtype=torch.uint8),
@@ -68,8 +70,12 @@ def test_a_file_gives_back_coded_and_plain_tensors_alike(tmp_path: Path) -> None
         "empty": torch.empty(0, 3),
         "number": torch.tensor(7),
     }
-    written = write_tensors(tmp_path / "some.safetensors", tensors)
+    written = write_tensors(tmp_path / "some.safetensors", tensors, coded=coded)
     assert written.n_bytes == (tmp_path / "some.safetensors").stat().st_size
     read = read_tensors(tmp_path / "some.safetensors")
     assert read.keys() == tensors.keys()
     assert all(read[name].equal(tensors[name]) and read[name].dtype == tensors[name].dtype for name in tensors)
+    plain = load_file(tmp_path / "some.safetensors")
+    assert {name for name in tensors if plain[name].shape != tensors[name].shape} == (
+        {"ages", "signed"} if coded else set()
+    )
