@@ -20,7 +20,8 @@ import xxhash
 from safetensors import safe_open
 
 from smet_train.bench.result import measured_on
-from smet_train.build import build_data, build_run
+from smet_train.build import build_run
+from smet_train.build_data import build_data
 from smet_train.config.compose import compose
 from smet_train.sparse.ledger import sparse_layers
 from smet_train.train import files, loop

@@ -1,7 +1,7 @@
-"""The composition root: it and ``sparse_model.py`` alone know both the settings and the classes they configure."""
+"""The composition root: it, ``build_data.py`` and ``sparse_model.py`` alone know both the settings and the classes they
+configure."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from smet_train import __version__
-from smet_train.config.init_source import source_tokenizer
+from smet_train.build_data import Data
 from smet_train.config.plain import to_dict
 from smet_train.config.schema import Config
 from smet_train.config.unread import without_effect
-from smet_train.data.cache import default_cache_dir
-from smet_train.data.loader import BatchLoader
-from smet_train.data.rules import ReadRules
-from smet_train.data.sources import Source, SourceSpec, open_source
-from smet_train.data.stream import TokenWindows
-from smet_train.data.tokenizer import TextTokenizer, prepare_tokenizer
-from smet_train.data.validation import validation_windows
-from smet_train.errors import ConfigError
 from smet_train.initial import open_pretrained
 from smet_train.optim import FusedStep, LrSchedule, SmetAdamW, parameter_groups
 from smet_train.sparse import SparseLinear
@@ -32,6 +24,7 @@ from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.spikes import SpikeMeter
 from smet_train.tracking.throughput import Throughput
 from smet_train.train.checkpoint import Keep
+from smet_train.train.device import choose_device
 from smet_train.train.evaluate import mean_loss
 from smet_train.train.guard import StepGuard
 from smet_train.train.run import LoopSettings, Run
@@ -40,112 +33,6 @@ from smet_train.train.signals import StopRequest
 from smet_train.train.spike_watch import SpikeWatch
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """Everything that comes from the data source."""
-
-    source: Source
-    tokenizer: TextTokenizer
-    batches: BatchLoader
-    validation: Tensor
-
-    def close(self) -> None:
-        """Stop reading ahead."""
-        self.batches.close()
-
-
-def build_device(config: Config) -> torch.device:
-    """``auto`` is the GPU where torch sees one, else the CPU."""
-    name = config.train.device.name
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device=cuda: torch sees no GPU here; write train.device=cpu or auto")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def build_source(config: Config) -> Source:
-    """Open the source of documents that the settings describe."""
-    return open_source(
-        SourceSpec(
-            kind=config.data.source.name,
-            files=tuple(config.data.files),
-            name=config.data.name,
-            subset=config.data.subset,
-            split=config.data.split,
-            text_field=config.data.text_field,
-            text_unit=config.data.text_unit.name,
-            rules=ReadRules(
-                on_bad=config.data.on_bad.name,
-                max_bad_fraction=config.data.max_bad_fraction,
-                max_document_bytes=config.data.max_document_bytes,
-                retries=config.data.retries,
-            ),
-            allow_changed_source=config.data.allow_changed_source,
-        ),
-        _cache_dir(config),
-    )
-
-
-def build_held_out(config: Config, source: Source, tokenizer: TextTokenizer) -> Tensor:
-    """The held-out windows that a run looks at: those of its evaluations, then those of its probe batch."""
-    return validation_windows(
-        source,
-        tokenizer,
-        sequence_tokens=config.data.sequence_tokens,
-        windows=config.train.eval_windows + config.tracking.probe_windows,
-        validation_fraction=config.data.validation_fraction,
-        cache_dir=_cache_dir(config),
-    )
-
-
-def _cache_dir(config: Config) -> Path:
-    return default_cache_dir() if config.data.cache_dir is None else Path(config.data.cache_dir).expanduser()
-
-
-def build_data(config: Config, tokenizer_file: Path | None) -> Data:
-    """Open the source, get its tokenizer (``tokenizer_file`` if the run has one already) and cut it into windows."""
-    source = build_source(config)
-    log.info("data: %s", source.description)
-    file, hub_name = named_tokenizer(config) if tokenizer_file is None else (str(tokenizer_file), None)
-    tokenizer = prepare_tokenizer(
-        source,
-        file=file,
-        hub_name=hub_name,
-        vocab_size=config.data.tokenizer.vocab_size,
-        train_bytes=config.data.tokenizer.train_bytes,
-        validation_fraction=config.data.validation_fraction,
-        cache_dir=_cache_dir(config),
-    )
-    if tokenizer_file is None:
-        warn_of_another_tokenizer(config, tokenizer)
-    validation = build_held_out(config, source, tokenizer)
-    windows = TokenWindows(
-        source,
-        tokenizer,
-        sequence_tokens=config.data.sequence_tokens,
-        seed=config.seed,
-        shuffle_documents=config.data.shuffle_documents,
-        validation_fraction=config.data.validation_fraction,
-        allow_changed_source=config.data.allow_changed_source,
-    )
-    batches = BatchLoader(
-        windows, micro_batch_size=config.train.micro_batch_size, prefetch_batches=config.data.prefetch_batches
-    )
-    return Data(source, tokenizer, batches, validation)
-
-
-def warn_of_another_tokenizer(config: Config, tokenizer: TextTokenizer) -> None:
-    """Say so if ``model.init_from`` has a tokenizer and the run's is not that one."""
-    beside = None if config.model.init_from is None else source_tokenizer(Path(config.model.init_from))
-    if beside is not None and TextTokenizer.from_file(beside).content_hash != tokenizer.content_hash:
-        log.warning(
-            "the tokenizer that data.tokenizer names is another one than %s, so that ids may be other text than they "
-            "were for the weights of model.init_from; leave data.tokenizer out to train with theirs",
-            beside,
-        )
 
 
 def build_optimizer(config: Config, model: nn.Module, densities: dict[str, float]) -> SmetAdamW:
@@ -264,7 +151,7 @@ def build_run(
         backends: of a checkpoint, as for :func:`build_sparse_model`.
         restores: a checkpoint will be restored into the run, so that ``model.init_from`` is not read.
     """
-    device = build_device(config)
+    device = choose_device(config.train.device.name, "train.device=")
     pretrained = None if restores or config.model.init_from is None else open_pretrained(config)
     model, densities = build_sparse_model(config, data.tokenizer, device, backends, pretrained)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}

@@ -22,7 +22,7 @@ from smet_train.sparse.index import packed_like, unpack
 from smet_train.sparse.index_coding import decode_sites
 from smet_train.sparse_model import model_spec
 from smet_train.train.checkpoint import load_plain
-from smet_train.train.resume import named_checkpoint
+from smet_train.train.resume import find_checkpoint
 
 _SHAPES = (
     "family",
@@ -89,13 +89,10 @@ def _from_json(path: Path) -> Any:
 
 def _from_run(folder: Path, config: Config) -> Pretrained:
     try:
-        checkpoint = named_checkpoint(folder)
+        checkpoint = find_checkpoint(folder)
         saved = from_dict(load_plain(checkpoint)["config"])
     except CheckpointError as error:
-        reason = str(error).rpartition(";")[0]  # what comes last is how to resume
-        raise ConfigError(
-            f"model.init_from={folder}: {reason}; give another checkpoint", exit_status=error.exit_status
-        ) from error
+        raise ConfigError(f"model.init_from: {error}", exit_status=error.exit_status) from error
     tensors = stored_tensors(checkpoint)
     return Pretrained(
         name=str(checkpoint),

@@ -13,7 +13,8 @@ from rich.console import Console
 from smet_train.analysis.layers import print_layers
 from smet_train.analysis.planning import plan_run
 from smet_train.analysis.summary import format_bytes, print_summary, run_summary
-from smet_train.build import beginning, build_data, build_device, build_run, remarks, run_header
+from smet_train.build import beginning, build_run, remarks, run_header
+from smet_train.build_data import build_data
 from smet_train.config.continuation import (
     Change,
     about_changed_files,
@@ -32,6 +33,7 @@ from smet_train.tracking.resources import memory_use
 from smet_train.tracking.wandb_sink import open_wandb
 from smet_train.train import files
 from smet_train.train.checkpoint import load_checkpoint, load_plain
+from smet_train.train.device import choose_device
 from smet_train.train.guard import RollBack
 from smet_train.train.heap import release_freed_memory
 from smet_train.train.lock import run_folder_lock
@@ -113,7 +115,8 @@ def _train(
     console: Console,
 ) -> None:
     """One attempt: from ``checkpoint`` on, or with the data and counts of ``back`` if the attempt before went wrong."""
-    build_device(config)  # a device that is not there is said before minutes go into data
+    # A device that is not there is said before minutes go into data.
+    choose_device(config.train.device.name, "train.device=")
     tokenizer_file = find_tokenizer(run_folder, checkpoint)
     console.print("preparing the data …" if tokenizer_file else "preparing the data and its tokenizer …")
     with closing(build_data(config, tokenizer_file)) as data:

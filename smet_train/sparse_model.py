@@ -72,6 +72,11 @@ def named_tokenizer(config: Config) -> tuple[str | None, str | None]:
     return file, hub_name
 
 
+def cache_dir(config: Config) -> Path:
+    """Folder of what is derived once: tokenizers, validation windows, timings."""
+    return default_cache_dir() if config.data.cache_dir is None else Path(config.data.cache_dir).expanduser()
+
+
 def planned_vocabulary(config: Config) -> Vocabulary:
     """The vocabulary of the tokenizer that ``config`` names, or the size of the one that will be trained."""
     named = load_tokenizer(*named_tokenizer(config))
@@ -181,10 +186,9 @@ def _kept(config: Config, name: str, layout: Layout, device: torch.device, backe
 
 def choose_for(config: Config, layout: Layout, device: torch.device) -> Choice:
     """What ``sparsity.backend=auto`` takes for layers of ``layout``: timed once, then from the user's cache."""
-    cache_dir = default_cache_dir() if config.data.cache_dir is None else Path(config.data.cache_dir).expanduser()
     device, dtype = _computing(config, device)
     tokens = config.train.micro_batch_size * config.data.sequence_tokens
-    return choose_backend(layout, dtype, device, tokens, cache_dir / "backends.json")
+    return choose_backend(layout, dtype, device, tokens, cache_dir(config) / "backends.json")
 
 
 def explain_backends(

@@ -15,8 +15,8 @@ from smet_train.sparse import SparseLinear
 from smet_train.sparse.backends import BACKENDS, get_backend
 from smet_train.sparse.ledger import sparse_layers
 from smet_train.sparse_model import build_sparse_model
-from smet_train.train.checkpoint import load_checkpoint, require_checkpoint, what_is_wrong
-from smet_train.train.resume import newest_good
+from smet_train.train.checkpoint import load_checkpoint
+from smet_train.train.resume import find_checkpoint
 from smet_train.train.state import restore_model
 
 log = logging.getLogger(__name__)
@@ -46,29 +46,6 @@ class Trained:
         return self.checkpoint.parent.parent
 
 
-def find_trained(path: Path) -> Path:
-    """The checkpoint that ``path`` is, or the newest good one of the run folder that it is; nothing is renamed.
-
-    Raises:
-        CheckpointError: if there is none, or the one that is named is damaged; the message says which file.
-    """
-    if not path.exists():
-        raise CheckpointError(
-            f"{path} does not exist; give a run folder, or a checkpoint such as <run folder>/checkpoints/step_00000500"
-        )
-    for folder in (path / "checkpoints", path):
-        newest = newest_good(folder, check_all=False, own=False)
-        if newest is not None:
-            return newest
-    if (path / "config.yaml").is_file():
-        raise CheckpointError(f"{path} is a run folder without a checkpoint yet; let it train until it has saved one")
-    require_checkpoint(path)
-    reason = what_is_wrong(path)
-    if reason is not None:
-        raise CheckpointError(f"{path} can't be used: {reason}; give another checkpoint", exit_status=1)
-    return path
-
-
 def open_trained(path: Path, device: torch.device | str = "cpu", *, backend: str | None = None) -> Trained:
     """The model of a checkpoint, or of the newest good one of a run folder, on ``device`` in the run's precision.
 
@@ -77,13 +54,13 @@ def open_trained(path: Path, device: torch.device | str = "cpu", *, backend: str
             ``densify`` does, with a warning.
 
     Raises:
-        CheckpointError: as :func:`find_trained`; also if the run's tokenizer is gone or is another one's.
+        CheckpointError: as :func:`find_checkpoint`; also if the run's tokenizer is gone or is another one.
         ConfigError, BackendError: if its settings can't be built here.
     """
-    checkpoint = find_trained(path)
+    checkpoint = find_checkpoint(path)
     snapshot = load_checkpoint(checkpoint)
     config = from_dict(snapshot.plain["config"])
-    tokenizer = _tokenizer(checkpoint)
+    tokenizer = _tokenizer(checkpoint, snapshot.plain["data"]["identity"]["tokenizer"])
     # Built with the backend that can everything; what another can do is asked of the layers as they are.
     built = replace(
         config,
@@ -106,14 +83,20 @@ def open_trained(path: Path, device: torch.device | str = "cpu", *, backend: str
     return Trained(checkpoint, int(snapshot.plain["step"]), config, model, tokenizer, densities)
 
 
-def _tokenizer(checkpoint: Path) -> TextTokenizer:
+def _tokenizer(checkpoint: Path, content_hash: str) -> TextTokenizer:
     path = checkpoint.parent.parent / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(
             f"{path} is missing, and ids mean nothing without it; keep a checkpoint in its run folder, or copy the "
             "run's tokenizer.json and tokenizer_config.json there"
         )
-    return TextTokenizer.from_file(path)
+    tokenizer = TextTokenizer.from_file(path)
+    if tokenizer.content_hash != content_hash:
+        raise CheckpointError(
+            f"{path} is not the tokenizer that {checkpoint.name} was trained with; copy the run's own tokenizer.json "
+            "and tokenizer_config.json there"
+        )
+    return tokenizer
 
 
 def _compute_as_trained(name: str, layer: SparseLinear, trained_by: str) -> None:

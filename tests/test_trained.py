@@ -1,5 +1,6 @@
 """A model opened from its checkpoint is the one that was trained."""
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -14,8 +15,9 @@ from smet_train.errors import BackendError, CheckpointError, ConfigError
 from smet_train.job import run_training
 from smet_train.sparse.ledger import sparse_layers
 from smet_train.train.checkpoint import load_checkpoint
+from smet_train.train.resume import find_checkpoint
 from smet_train.train.state import model_tensors
-from smet_train.trained import find_trained, open_trained
+from smet_train.trained import open_trained
 
 Configure = Callable[..., Config]
 
@@ -46,8 +48,8 @@ def test_holds_what_the_checkpoint_holds(run_folder: Path) -> None:
 def test_a_run_folder_gives_its_newest_checkpoint(run_folder: Path, where: str) -> None:
     newest = run_folder / "checkpoints" / "step_00000006"
     given = {"run": run_folder, "checkpoints": run_folder / "checkpoints", "checkpoint": newest}[where]
-    assert find_trained(given) == newest
-    assert find_trained(newest.parent / "step_00000003") == newest.parent / "step_00000003"
+    assert find_checkpoint(given) == newest
+    assert find_checkpoint(newest.parent / "step_00000003") == newest.parent / "step_00000003"
 
 
 def test_another_backend_computes_the_same(run_folder: Path) -> None:
@@ -73,25 +75,25 @@ def test_an_unable_backend_is_refused_when_asked_for_and_replaced_when_it_is_the
 
 def test_gmp_is_opened_at_the_density_it_has_reached(quick_config: Configure, tmp_path: Path) -> None:
     run_training(quick_config("method=gmp", "sparsity.density=0.25"), tmp_path / "run")
-    saved = load_checkpoint(find_trained(tmp_path / "run")).tensors["model"]
+    saved = load_checkpoint(find_checkpoint(tmp_path / "run")).tensors["model"]
     held = model_tensors(open_trained(tmp_path / "run").model)
     assert all(torch.equal(held[name], saved[name]) for name in saved)
 
 
 def test_what_is_no_run_or_damaged_is_told_and_nothing_renamed(run_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
-        find_trained(tmp_path / "nowhere")
+        find_checkpoint(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
-        find_trained(tmp_path)
+        find_checkpoint(tmp_path)
     (tmp_path / "config.yaml").touch()
     with pytest.raises(CheckpointError, match="without a checkpoint yet"):
-        find_trained(tmp_path)
+        find_checkpoint(tmp_path)
     shutil.copytree(run_folder, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step_00000006"
     (newest / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(CheckpointError, match=r"can't be used: model.safetensors has 4 bytes"):
-        find_trained(newest)
-    assert find_trained(tmp_path / "run").name == "step_00000003"
+        find_checkpoint(newest)
+    assert find_checkpoint(tmp_path / "run").name == "step_00000003"
     assert newest.is_dir()
 
 
@@ -99,6 +101,16 @@ def test_a_checkpoint_without_its_tokenizer_is_refused(run_folder: Path, tmp_pat
     shutil.copytree(run_folder, tmp_path / "run")
     (tmp_path / "run" / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="tokenizer.json is missing"):
+        open_trained(tmp_path / "run")
+
+
+def test_another_tokenizer_in_its_place_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder, tmp_path / "run")
+    path = tmp_path / "run" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["merges"].pop()
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="is not the tokenizer that step_00000006 was trained with"):
         open_trained(tmp_path / "run")
 
 

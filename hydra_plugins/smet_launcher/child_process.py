@@ -177,7 +177,7 @@ class ChildProcessLauncher(Launcher):
         return status
 
     def _environment(self) -> dict[str, str]:
-        threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self._jobs))} if self._jobs > 1 else {}
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self._jobs))} if self._jobs > 1 else {}
         return {**threads, **os.environ}
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:

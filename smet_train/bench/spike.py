@@ -26,7 +26,8 @@ from smet_train.bench.plots import plot_lines
 from smet_train.bench.result import Bar, write_result
 from smet_train.bench.settings import SpikeBench
 from smet_train.bench.statistics import confidence_interval, mean_and_error
-from smet_train.build import build_data, build_run
+from smet_train.build import build_run
+from smet_train.build_data import build_data
 from smet_train.config.plain import to_dict
 from smet_train.config.schema import Config
 from smet_train.errors import ConfigError

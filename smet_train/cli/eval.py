@@ -77,12 +77,12 @@ def _run(given: argparse.Namespace) -> None:
     check_exists(given.checkpoint)
     _check(given)
     # Only now what imports torch: after the mistakes that need no model have been told.
-    from smet_train.evaluation.device import choose_device
     from smet_train.evaluation.report import evaluate_tasks, evaluate_text
     from smet_train.tracking.console import open_console
+    from smet_train.train.device import choose_device
     from smet_train.trained import open_trained
 
-    trained = open_trained(given.checkpoint, choose_device(given.device), backend=given.backend)
+    trained = open_trained(given.checkpoint, choose_device(given.device, "--device "), backend=given.backend)
     console, command, started = open_console(), ["smet-eval", *sys.argv[1:]], time.perf_counter()
     console.print(f"{shlex.join(command)}\n{trained.checkpoint}, step {trained.step}", soft_wrap=True)
     common: dict[str, Any] = {"out": given.out, "batch_size": given.batch_size, "command": command, "started": started}

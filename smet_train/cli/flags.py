@@ -33,9 +33,14 @@ class Flags(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
+def add_checkpoint(flags: Flags) -> None:
+    """The checkpoint."""
+    flags.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run folder, or a checkpoint in it")
+
+
 def add_model_flags(flags: Flags) -> None:
     """The checkpoint, and where and how its model is computed."""
-    flags.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run folder, or a checkpoint in it")
+    add_checkpoint(flags)
     flags.add_argument("--device", choices=DEVICES, default="auto", help="auto = the GPU where there is one")
     flags.add_argument("--backend", choices=BACKENDS, help="of the sparse layers; default: the run's own")
 

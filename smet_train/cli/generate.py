@@ -55,11 +55,11 @@ def _run(given: argparse.Namespace) -> None:
     check_exists(given.checkpoint)
     prompt = _standard_input() if given.prompt == "-" else given.prompt
     # Only now what imports torch.
-    from smet_train.evaluation.device import choose_device
     from smet_train.evaluation.generate import Sampling, encode_prompt, generate_text, room_for
+    from smet_train.train.device import choose_device
     from smet_train.trained import open_trained
 
-    trained = open_trained(given.checkpoint, choose_device(given.device), backend=given.backend)
+    trained = open_trained(given.checkpoint, choose_device(given.device, "--device "), backend=given.backend)
     ids = encode_prompt(trained, prompt)
     room = room_for(trained, ids)
     if room is not None and room < given.max_tokens:

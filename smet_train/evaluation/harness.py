@@ -9,8 +9,8 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerFast
 
 from smet_train.errors import ConfigError
-from smet_train.evaluation.device import choose_device
 from smet_train.evaluation.generate import positions_of
+from smet_train.train.device import choose_device
 from smet_train.train.precision import compute_dtype
 from smet_train.trained import Trained, open_trained
 
@@ -46,7 +46,7 @@ class SmetLM(HFLM):
             self.trained = checkpoint
         else:
             name = device if device is not None and torch.cuda.is_available() else "auto"
-            self.trained = open_trained(Path(checkpoint), choose_device(name), backend=backend)
+            self.trained = open_trained(Path(checkpoint), choose_device(name, "device="), backend=backend)
         positions = positions_of(self.trained)
         if max_length is not None and positions is not None and max_length > positions:
             raise ConfigError(f"max_length={max_length} is too long: the model has positions for {positions} tokens")

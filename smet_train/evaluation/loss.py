@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smet_train.build import build_held_out, build_source, split_probe
+from smet_train.build import split_probe
+from smet_train.build_data import build_held_out, build_source
 from smet_train.config.schema import Config
 from smet_train.data.sources import Source
 from smet_train.data.split import is_validation

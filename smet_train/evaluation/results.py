@@ -12,7 +12,6 @@ import transformers
 
 from smet_train import __version__
 from smet_train.errors import SmetError
-from smet_train.evaluation.device import device_name
 from smet_train.sparse.ledger import sparse_layers
 from smet_train.train import files
 from smet_train.trained import Trained
@@ -31,7 +30,7 @@ def circumstances(trained: Trained, command: list[str], seconds: float) -> dict[
         "checkpoint": str(trained.checkpoint.absolute()),
         "step": trained.step,
         "seconds": seconds,
-        "device": device_name(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": trained.config.train.precision.name,
         "backends": sorted({layer.backend.name for layer in sparse_layers(trained.model).values()}),
         "versions": {

@@ -52,10 +52,7 @@ def pack(index_K: Tensor, layout: Layout) -> Tensor:
         return packed
     form = choose_form(layout)
     if form == "bitmap":
-        bits = torch.zeros(packed.numel() * 8, dtype=torch.uint8, device=index_K.device)
-        bits[index_K.long()] = 1
-        shifts = torch.arange(8, dtype=torch.uint8, device=index_K.device)
-        return bits.view(-1, 8).bitwise_left_shift_(shifts).sum(1, dtype=torch.uint8)
+        return to_bitmap(index_K, layout.sites)
     if form == "sites":
         return index_K.to(packed.dtype)  # above 32767 the 16 bits are read as a negative number; unpack undoes it
     packed[: layout.n_active] = index_K.remainder(layout.block_columns).to(torch.int16)
@@ -63,6 +60,21 @@ def pack(index_K: Tensor, layout: Layout) -> Tensor:
     ends = torch.searchsorted(index_K, edges.to(index_K.dtype)).int()
     packed[layout.n_active :] = ends.view(torch.int16)
     return packed
+
+
+def to_bitmap(index_K: Tensor, sites: int) -> Tensor:
+    """Bytes in which site s is bit ``s % 8``, of value ``2 ** (s % 8)``, of byte ``s // 8``."""
+    bits = torch.zeros((sites + 7) // 8 * 8, dtype=torch.uint8, device=index_K.device)
+    bits[index_K.long()] = 1
+    shifts = torch.arange(8, dtype=torch.uint8, device=index_K.device)
+    return bits.view(-1, 8).bitwise_left_shift_(shifts).sum(1, dtype=torch.uint8)
+
+
+def from_bitmap(bitmap: Tensor) -> Tensor:
+    """The sites of a bitmap, ascending, in 64 bits."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=bitmap.device)
+    bits = bitmap.unsqueeze(1).bitwise_right_shift(shifts).bitwise_and_(1).view(torch.bool).flatten()
+    return bits.nonzero().squeeze(1)
 
 
 def unpack(packed: Tensor, layout: Layout) -> Tensor:
@@ -91,9 +103,7 @@ def unpack_sites(packed: Tensor, n_active: int, rows: int, columns: int, bitmap:
     An operator of its own because the number of set bits is known, but not to whoever traces the operations.
     """
     if bitmap:
-        shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
-        bits = packed.unsqueeze(1).bitwise_right_shift(shifts).bitwise_and_(1).view(torch.bool).flatten()
-        sites = bits.nonzero().squeeze(1)
+        sites = from_bitmap(packed)
         if sites.numel() != n_active or (n_active and int(sites[-1]) >= rows * columns):
             raise LayoutError(f"the bitmap of a layer marks {sites.numel()} of {rows * columns} sites, not {n_active}")
         return sites if rows * columns > 2**31 else sites.int()

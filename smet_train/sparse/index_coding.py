@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from smet_train.errors import LayoutError
+from smet_train.sparse.index import from_bitmap, to_bitmap
 from smet_train.sparse.layout import Layout
 
 BITMAP, GAPS = 0, 1
@@ -27,7 +28,7 @@ def encode_sites(index_K: Tensor, layout: Layout) -> Tensor:
     index_K = index_K.cpu().long()
     codes = [
         bytes([form]) + _compress(plain, strategy)
-        for form, plain in ((BITMAP, _to_bitmap(index_K, layout)), (GAPS, _to_gaps(index_K)))
+        for form, plain in ((BITMAP, to_bitmap(index_K, layout.sites)), (GAPS, _to_gaps(index_K)))
         for strategy in _STRATEGIES
     ]
     return _to_tensor(min(codes, key=len))
@@ -46,7 +47,7 @@ def decode_sites(code: Tensor, layout: Layout) -> Tensor:
         plain = _to_tensor(zlib.decompress(code[1:].cpu().contiguous().numpy().data))
     except zlib.error as error:
         raise LayoutError(f"{what} is damaged ({error})") from error
-    sites = _from_bitmap(plain) if int(code[0]) == BITMAP else _from_gaps(plain)
+    sites = from_bitmap(plain) if int(code[0]) == BITMAP else _from_gaps(plain)
     if sites.numel() != layout.n_active:
         raise LayoutError(f"{what} marks {sites.numel()} of {layout.sites} sites, not {layout.n_active}")
     if int(sites[-1]) >= layout.sites:
@@ -61,18 +62,6 @@ def _compress(plain: Tensor, strategy: int) -> bytes:
 
 def _to_tensor(content: bytes) -> Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
-
-
-def _to_bitmap(index_K: Tensor, layout: Layout) -> Tensor:
-    bits = torch.zeros(-(-layout.sites // 8) * 8, dtype=torch.uint8)
-    bits[index_K] = 1
-    shifts = torch.arange(8, dtype=torch.uint8)
-    return bits.view(-1, 8).bitwise_left_shift_(shifts).sum(1, dtype=torch.uint8)
-
-
-def _from_bitmap(plain: Tensor) -> Tensor:
-    shifts = torch.arange(8, dtype=torch.uint8)
-    return plain.unsqueeze(1).bitwise_right_shift(shifts).bitwise_and_(1).flatten().nonzero().squeeze(1)
 
 
 def _to_gaps(index_K: Tensor) -> Tensor:

@@ -43,7 +43,12 @@ def choose_checkpoint(resume: str, run_folder: Path, *, check_all: bool = False)
     if own is not None:
         log.warning("going on from %s, which this run wrote after it had started from %s", own, path)
         return own
-    named = named_checkpoint(path, check_all=check_all)
+    if not path.exists():
+        raise CheckpointError(
+            f"checkpoint.resume={path} does not exist; write auto, never, or the path of a checkpoint such as "
+            "<run folder>/checkpoints/step_00000500"
+        )
+    named = find_checkpoint(path, check_all=check_all)
     if inside:
         _set_later_aside(named)
     return named
@@ -62,8 +67,8 @@ def newest_good(folder: Path, *, check_all: bool, own: bool) -> Path | None:
     if good is None and broken:
         told = "; ".join(f"{path.name}: {reason}" for path, reason in broken)
         raise CheckpointError(
-            f"no checkpoint in {folder} can be used ({told}); restore one from a copy, or start over with "
-            "checkpoint.resume=never",
+            f"no checkpoint in {folder} can be used ({told}); restore one from a copy, or "
+            + ("start over with checkpoint.resume=never" if own else "give another checkpoint"),
             exit_status=1,
         )
     for path, reason in broken:
@@ -93,21 +98,29 @@ def _tell(path: Path, reason: str, used: Path | None) -> None:
     log.warning("%s can't be used: %s; going on from %s", path, reason, used.name if used else None)
 
 
-def named_checkpoint(path: Path, *, check_all: bool = False) -> Path:
-    """The checkpoint that ``path`` is, or the newest good one of the run folder that it is."""
+def find_checkpoint(path: Path, *, check_all: bool = False) -> Path:
+    """The checkpoint that ``path`` is, or the newest good one of the run folder that it is; nothing is renamed.
+
+    Args:
+        check_all: warn of each checkpoint beside it that can't be used.
+
+    Raises:
+        CheckpointError: if there is none, or the one that is named is damaged; the message says which file.
+    """
     if not path.exists():
         raise CheckpointError(
-            f"checkpoint.resume={path} does not exist; write auto, never, or the path of a checkpoint such as "
-            "<run folder>/checkpoints/step_00000500"
+            f"{path} does not exist; give a run folder, or a checkpoint such as <run folder>/checkpoints/step_00000500"
         )
     for folder in (path, path / "checkpoints"):
         newest = newest_good(folder, check_all=check_all, own=False)
         if newest is not None:
             return newest
+    if (path / "config.yaml").is_file():
+        raise CheckpointError(f"{path} is a run folder without a checkpoint yet; let it train until it has saved one")
     require_checkpoint(path)
     reason = what_is_wrong(path)
     if reason is not None:
-        raise CheckpointError(f"{path} can't be used: {reason}; resume from another checkpoint", exit_status=1)
+        raise CheckpointError(f"{path} can't be used: {reason}; give another checkpoint", exit_status=1)
     if check_all:
         for other, reason in _checked(path.parent, check_all=True)[1]:
             _tell(other, reason, path)

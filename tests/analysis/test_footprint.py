@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from smet_train.analysis.footprint import LiveBytes, materialise
 from smet_train.analysis.planning import plan_run
-from smet_train.build import build_data, build_optimizer, build_run
+from smet_train.build import build_optimizer, build_run
+from smet_train.build_data import build_data
 from smet_train.config.schema import Config
 from smet_train.sparse.ledger import measure
 from smet_train.sparse_model import build_sparse_model

@@ -5,8 +5,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from smet_train.config.schema import Config
+from smet_train.job import run_training
 
 COMMAND = [sys.executable, "-m", "smet_train"]
 
@@ -43,3 +47,31 @@ def smet_train_process(tmp_path: Path, environment: dict[str, str]) -> Callable[
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def run_folder(quick_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of six steps, as the commands take one."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run_training(quick_config("sparsity.density=0.25", "sparsity.backend=csr"), folder)
+    return folder
+
+
+@pytest.fixture
+def call_script(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Calls a console script's module with arguments, in this process: (exit status, output, errors)."""
+
+    def call(script: ModuleType, *arguments: str | Path) -> tuple[int, str, str]:
+        name = script.__name__.rpartition(".")[2]
+        monkeypatch.setattr(sys, "argv", [f"smet-{name}", *map(str, arguments)])
+        try:
+            script.main()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call

@@ -1,39 +1,22 @@
 """``smet-eval``: what it prints and writes, and what it refuses."""
 
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from smet_train.cli import eval as command
-from smet_train.config.schema import Config
 from smet_train.evaluation import extra
-from smet_train.job import run_training
 
 Call = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def run_folder(quick_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("smet_eval") / "run"
-    run_training(quick_config("sparsity.density=0.25", "sparsity.backend=csr"), folder)
-    return folder
-
-
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """(exit status, output, errors) of the command."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["smet-eval", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            command.main()
-        captured = capsys.readouterr()
-        return int(end.value.code or 0), captured.out, captured.err
-
-    return run
+def call(call_script: Call) -> Call:
+    """The command with arguments: (exit status, output, errors)."""
+    return partial(call_script, command)
 
 
 def test_usage_and_help(call: Call) -> None:

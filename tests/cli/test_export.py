@@ -3,51 +3,37 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from smet_train.cli import export as command
-from smet_train.config.schema import Config
 from smet_train.export.write import _WRITERS
-from smet_train.job import run_training
+
+Call = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def run_folder(quick_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cli_export") / "run"
-    run_training(quick_config(), folder)
-    return folder
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["smet-export", *arguments])
-    try:
-        command.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+@pytest.fixture
+def call(call_script: Call) -> Call:
+    """The command with arguments: (exit status, output, errors)."""
+    return partial(call_script, command)
 
 
 @pytest.mark.parametrize("format", _WRITERS)
 def test_a_run_folder_is_exported(
-    format: str,
-    run_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call: Call, format: str, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert call(monkeypatch, str(run_folder), "--format", format, "--out", "models/little") == 0
-    printed = capsys.readouterr()
-    assert f"step_00000006, step 6, as {format} in models/little" in printed.out
-    assert "its parameters dense are" in printed.out
-    assert not printed.err
+    status, printed, errors = call(run_folder, "--format", format, "--out", "models/little")
+    assert (status, errors) == (0, "")
+    assert f"step_00000006, step 6, as {format} in models/little" in printed
+    assert "its parameters dense are" in printed
     names = {path.name for path in (tmp_path / "models" / "little").iterdir()}
     assert names >= {"README.md", "tokenizer.json", "tokenizer_config.json"}
     assert "# little\n" in (tmp_path / "models" / "little" / "README.md").read_text()
-    assert call(monkeypatch, str(run_folder), "--format", format, "--out", "models/little") == 2
-    assert "models/little is not empty" in capsys.readouterr().err
+    status, _, errors = call(run_folder, "--format", format, "--out", "models/little")
+    assert (status, "models/little is not empty" in errors) == (2, True)
 
 
 MISTAKES = [
@@ -61,7 +47,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("arguments", "status", "expected"), [
     *((arguments, 2, message) for arguments, message in MISTAKES),
-    ([], 0, "usage: smet-export CHECKPOINT --format hf|sparse|torch --out DIR"),
+    ([], 0, "usage: smet-export [-h] --format {hf,sparse,torch} --out DIR CHECKPOINT"),
     (["--help"], 0, "smet-export outputs/demo-1a2b3c4d --format hf --out exported/demo"),
 ])  # fmt: skip
 def test_mistakes_and_questions_need_none_of_the_heavy_libraries(
@@ -86,21 +72,19 @@ def test_mistakes_and_questions_need_none_of_the_heavy_libraries(
     assert not (tmp_path / "new").exists()
 
 
-def test_what_is_no_checkpoint_is_one_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_checkpoint_is_one_message(call: Call, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert call(monkeypatch, str(tmp_path / "empty"), "--format", "hf", "--out", str(tmp_path / "out")) == 2
-    assert capsys.readouterr().err.startswith(f"smet-export: {tmp_path / 'empty'} is not a checkpoint")
+    status, _, errors = call(tmp_path / "empty", "--format", "hf", "--out", tmp_path / "out")
+    assert status == 2
+    assert errors.startswith(f"smet-export: {tmp_path / 'empty'} is not a checkpoint")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_interruption_is_no_traceback(
-    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    call: Call, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("smet_train.export.write.export", interrupt)
-    assert call(monkeypatch, str(run_folder), "--format", "hf", "--out", str(tmp_path / "out")) == 130
-    assert not capsys.readouterr().err
+    assert call(run_folder, "--format", "hf", "--out", tmp_path / "out") == (130, "", "\n")

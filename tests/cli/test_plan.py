@@ -1,7 +1,8 @@
 """``smet-plan``: what it prints, what it finds, and what it refuses."""
 
 import re
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,30 +15,29 @@ from smet_train.errors import ConfigError
 from smet_train.plan import largest_micro_batch, ranks_table
 from smet_train.sparse.ledger import LedgerRow
 
+Call = Callable[..., tuple[int, str, str]]
 
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["smet-plan", *arguments])
-    try:
-        command.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+
+@pytest.fixture
+def call(call_script: Call) -> Call:
+    """The command with arguments: (exit status, output, errors)."""
+    return partial(call_script, command)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
-def test_usage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
-    assert call(monkeypatch, *arguments) == 0
-    assert capsys.readouterr().out.startswith("usage: smet-plan")
+def test_usage(call: Call, arguments: list[str]) -> None:
+    status, printed, _ = call(*arguments)
+    assert (status, printed.startswith("usage: smet-plan")) == (0, True)
 
 
 def test_a_plan_is_printed_and_nothing_is_written(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quick: list[str], tmp_path: Path
+    call: Call, monkeypatch: pytest.MonkeyPatch, quick: list[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = ["plan.densities=[0.1,0.5]", "plan.memory_gib=1", "plan.ranks=[1,4]", "sparsity.density=0.25"]
     settings.append("checkpoint.asynchronous=true")
-    assert call(monkeypatch, *quick, *settings) == 0
-    printed = capsys.readouterr().out
+    status, printed, _ = call(*quick, *settings)
+    assert status == 0
     assert "q_proj" in printed
     assert re.search(r"values +│ .* 0\.25", printed)
     assert re.search(r"parameters +[\d,]+ active of [\d,]+", printed)
@@ -50,11 +50,9 @@ def test_a_plan_is_printed_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_dense_plan_has_nothing_to_compare(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quick: list[str]
-) -> None:
-    assert call(monkeypatch, *quick, "method=dense") == 0
-    printed = capsys.readouterr().out
+def test_a_dense_plan_has_nothing_to_compare(call: Call, quick: list[str]) -> None:
+    status, printed, _ = call(*quick, "method=dense")
+    assert status == 0
     assert "ratio 1.000" in printed
     assert "sparse layers" not in printed
 
@@ -88,15 +86,9 @@ def test_processes_share_or_repeat_the_state() -> None:
         (["sparsity.include=['*.nothing']"], "matches none of the"),
     ],
 )
-def test_mistakes_are_told_in_a_message(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    quick: list[str],
-    arguments: list[str],
-    message: str,
-) -> None:
-    assert call(monkeypatch, *quick, *arguments) == 2
-    told = capsys.readouterr().err
+def test_mistakes_are_told_in_a_message(call: Call, quick: list[str], arguments: list[str], message: str) -> None:
+    status, _, told = call(*quick, *arguments)
+    assert status == 2
     assert told.startswith("smet-plan: ")
     assert message in told
     assert "Traceback" not in told
@@ -115,7 +107,7 @@ def test_the_largest_micro_batch_is_the_largest_that_fits(quick: list[str]) -> N
 
 
 def test_a_named_tokenizer_gives_the_vocabulary(quick: list[str], tmp_path: Path) -> None:
-    from smet_train.build import build_data
+    from smet_train.build_data import build_data
     from smet_train.sparse_model import planned_vocabulary
 
     data = build_data(compose(quick), None)

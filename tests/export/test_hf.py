@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from smet_train.build import build_data
+from smet_train.build_data import build_data
 from smet_train.export.write import export
 from smet_train.sparse import SparseLinear
 from smet_train.sparse.ledger import sparse_layers

@@ -8,7 +8,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from smet_train.build import build_data, build_run
+from smet_train.build import build_run
+from smet_train.build_data import build_data
 from smet_train.config.schema import Config
 from smet_train.errors import CheckpointError, LayoutError
 from smet_train.job import run_training
