@@ -31,10 +31,10 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass
 class ChildProcessLauncherConfig:
-    """``hydra.launcher.…``: ``jobs`` run at a time, each is started anew up to ``retries`` times if it fails."""
+    """``hydra.launcher.…``: ``n_jobs`` run at a time, each is started anew up to ``retries`` times if it fails."""
 
     _target_: str = "hydra_plugins.smet_launcher.child_process.ChildProcessLauncher"
-    jobs: int = 1
+    n_jobs: int = 1
     retries: int = 0
 
 
@@ -70,13 +70,13 @@ class ChildProcessLauncher(Launcher):
     end; the jobs after them are not started.
 
     Args:
-        jobs: how many run at a time; they share the cores evenly, unless OMP_NUM_THREADS says otherwise.
+        n_jobs: how many run at a time; they share the cores evenly, unless OMP_NUM_THREADS says otherwise.
         retries: how often a job that failed is started anew; it goes on from its newest checkpoint. A user's mistake
             is not tried again.
     """
 
-    def __init__(self, jobs: int = 1, retries: int = 0) -> None:
-        self._jobs = jobs
+    def __init__(self, n_jobs: int = 1, retries: int = 0) -> None:
+        self._n_jobs = n_jobs
         self._retries = retries
         self._children: set[subprocess.Popen[bytes]] = set()
         self._starting = threading.Lock()
@@ -88,8 +88,8 @@ class ChildProcessLauncher(Launcher):
         Raises:
             ConfigError: if fewer than one job are to run at a time, or one is to be tried again less than never.
         """
-        if self._jobs < 1:
-            raise ConfigError(f"hydra.launcher.jobs={self._jobs}: at least one job has to run at a time")
+        if self._n_jobs < 1:
+            raise ConfigError(f"hydra.launcher.n_jobs={self._n_jobs}: at least one job has to run at a time")
         if self._retries < 0:
             raise ConfigError(f"hydra.launcher.retries={self._retries} is out of range; write 0 or more")
         self._context = hydra_context
@@ -109,7 +109,7 @@ class ChildProcessLauncher(Launcher):
             for number, overrides in enumerate(job_overrides, start=initial_job_idx)
         ]
         try:
-            with ThreadPoolExecutor(self._jobs) as pool:
+            with ThreadPoolExecutor(self._n_jobs) as pool:
                 list(pool.map(partial(self._run_and_tell, console), jobs))
         finally:
             for signal_number, handler in previous.items():
@@ -177,7 +177,7 @@ class ChildProcessLauncher(Launcher):
         return status
 
     def _environment(self) -> dict[str, str]:
-        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self._jobs))} if self._jobs > 1 else {}
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self._n_jobs))} if self._n_jobs > 1 else {}
         return {**threads, **os.environ}
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:

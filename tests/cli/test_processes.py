@@ -221,7 +221,7 @@ def test_a_sweep_of_several_at_a_time_loses_killed_jobs_alone_and_makes_up_for_t
     smet_train: SmetTrain, smet_train_process: SmetTrainProcess, tmp_path: Path, long_run: list[str]
 ) -> None:
     command = ["-m", *long_run, "sparsity.density=0.05,0.1,0.25,0.5", "optimizer.lr=0.0005,0.001,0.002"]
-    command.append("hydra.launcher.jobs=2")
+    command.append("hydra.launcher.n_jobs=2")
     process = smet_train_process(*command)
     doomed = ("sparsity.density=0.05,optimizer.lr=0.001", "sparsity.density=0.25,optimizer.lr=0.002")
     deadline_s = time.monotonic() + 280
@@ -277,7 +277,7 @@ def test_a_job_that_fails_is_tried_again_as_often_as_asked_and_a_mistake_is_not(
 
 @pytest.mark.parametrize(
     ("setting", "told"),
-    [("jobs=0", "at least one job has to run at a time"), ("retries=-1", "is out of range; write 0 or more")],
+    [("n_jobs=0", "at least one job has to run at a time"), ("retries=-1", "is out of range; write 0 or more")],
 )
 def test_settings_of_the_launcher_that_make_no_sense(
     smet_train: SmetTrain, quick: list[str], setting: str, told: str
