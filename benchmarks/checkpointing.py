@@ -69,6 +69,16 @@ def plain_save(run: Run, folder: Path, step: int) -> None:
         files.disk, files.xxhash.xxh3_128 = disk, xxh3
 
 
+def uncoded_save(run: Run, folder: Path, step: int) -> None:
+    """A save that holds bitmaps and ages as they are in memory."""
+    code = files.code
+    files.code = lambda _: None
+    try:
+        save_checkpoint(folder, step, capture(run), Keep(2))
+    finally:
+        files.code = code
+
+
 def measure(run: Run, folder: Path, repeats: int) -> dict[str, float]:
     def one_step() -> None:
         loop.take_sound_step(run)
@@ -76,11 +86,14 @@ def measure(run: Run, folder: Path, repeats: int) -> dict[str, float]:
 
     loop.set_learning_rate(run)
     one_step()
-    times: dict[str, list[float]] = {name: [] for name in ("step", "plain", "safe", "sync_wait", "async_wait")}
+    times: dict[str, list[float]] = {
+        name: [] for name in ("step", "plain", "uncoded", "safe", "sync_wait", "async_wait")
+    }
     writers = {name: Saver(folder / name, Keep(2), asynchronous=name == "async") for name in ("sync", "async")}
     for repeat in range(1, repeats + 1):
         times["step"].append(seconds(one_step))
         times["plain"].append(seconds(lambda step=repeat: plain_save(run, folder / "plain", step)))
+        times["uncoded"].append(seconds(lambda step=repeat: uncoded_save(run, folder / "uncoded", step)))
         times["safe"].append(seconds(lambda step=repeat: save_checkpoint(folder / "safe", step, capture(run), Keep(2))))
         for name, writer in writers.items():
             times[f"{name}_wait"].append(seconds(lambda w=writer, step=repeat: w.save(step, capture(run))))
@@ -133,6 +146,7 @@ def main() -> None:
     }  # fmt: skip
     for name, (value, bar) in figures.items():
         print(f"{name}: {value:.4f} (bar {bar}, {'holds' if value <= bar else 'falls short'})")
+    print(f"coded over uncoded save: {times['safe_s'] / times['uncoded_s']:.2f}")
     print({name: round(value, 4) for name, value in times.items()}, f"{checkpoint_bytes / 2**20:.0f} MiB")
     if arguments.out:
         content = {

@@ -20,7 +20,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 # Phase -> a function that is entered in it, and in which of its calls the signal comes.
 PHASES = {
-    "start-up": ("smet_train.job:build_device", 1),
+    "start-up": ("smet_train.job:choose_device", 1),
     "tokenizer training": ("smet_train.data.tokenizer:_train", 1),
     "first evaluation": ("smet_train.train.loop:mean_loss", 1),
     "first step": ("smet_train.train.loop:take_sound_step", 1),
