@@ -141,7 +141,7 @@ class ModelConfig:
     initializer_range: float = setting("standard deviation of the first dense weights", 0.02, above=0)
     config_file: str | None = setting("path of a transformers config.json (family=auto)", None)
     init_from: str | None = setting(
-        "folder whose trained weights, and nothing else, are begun from (Hugging Face, run, checkpoint, sparse)",
+        "folder whose trained weights alone are begun from (Hugging Face, run, checkpoint, sparse)",
         None,
     )
 
