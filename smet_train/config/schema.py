@@ -303,7 +303,7 @@ class TrackingConfig:
     exploration: bool = setting("count the sites ever active, one bit a site", True)
     probe_windows: int = setting("sequences in the fixed probe batch; 0 = none", 0, at_least=0, at_most=1_000_000)
     map_layer: str | None = setting(
-        "glob; where the first matching sparse layer is active is recorded at each update, in 32 x 32 bins; null = none",
+        "glob; where the first sparse layer that it matches is active is recorded at every update; null = none",
         "*",
     )
 

@@ -1,7 +1,8 @@
 """Events and their fields, the same in metrics.jsonl, on the console and in wandb.
 
 ``FIELDS`` gives each event's numeric fields with meaning and unit. Fields of ``TIME_FIELDS`` depend on the clock, so
-two runs that are otherwise equal differ in them. ``GRIDS`` has what is more than a number; it goes to metrics.jsonl alone.
+two runs that are otherwise equal differ in them. ``GRIDS`` has events that are more than numbers, in
+metrics.jsonl alone.
 """
 
 FIELDS: dict[str, dict[str, str]] = {
