@@ -18,13 +18,14 @@ Style = Literal["line", "points", "both"]
 @dataclass(frozen=True, slots=True)
 class Axis:
     """``label`` names the quantity, ``unit`` what it is counted in. With ``categories`` positions are 0, 1, 2 …; with
-    ``ticks`` those positions are marked and no others."""
+    ``ticks`` those positions are marked and no others; ``from_zero`` shows the whole of what is drawn."""
 
     label: str
     unit: str = ""
     log: bool = False
     categories: tuple[str, ...] = ()
     ticks: tuple[float, ...] = ()
+    from_zero: bool = False
 
     @property
     def text(self) -> str:
@@ -118,6 +119,12 @@ def legend_labels(chart: Chart) -> list[str]:
     marks = [chart.marks.label] if chart.marks else []
     drawn = [*(line.label for line in chart.series), *(bars.label for bars in chart.bars)]
     return [label for label in dict.fromkeys([*drawn, *marks]) if label]
+
+
+def highest(chart: Chart) -> float:
+    """The largest y that is drawn by lines and bars."""
+    tops = [y for line in chart.series for y in line.y] + [top for bars in chart.bars for top in bars.tops]
+    return max((top for top in tops if top == top), default=1.0) or 1.0
 
 
 @dataclass(frozen=True, slots=True)

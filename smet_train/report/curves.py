@@ -14,6 +14,7 @@ STEPS = Axis("optimizer step")
 _LOSS = Axis("loss", "nats a token")
 _SMOOTHED_FROM_STEPS = 100
 _MOST_MARKS = 400
+_WORDS = {"": "", "k": "thousand ", "M": "million ", "G": "billion ", "T": "trillion ", "P": "quadrillion "}
 _FLOPS_TITLE = "Loss against compute"
 
 
@@ -74,7 +75,7 @@ def _loss(
     limit = share(2 * len(runs))
     prefix, scale = _prefix(max(float(np.nanmax(position(run, _all_steps(run)), initial=0)) for run in runs.values()))
     if axis.unit:
-        axis = replace(axis, unit=f"{prefix}{axis.unit}")
+        axis = replace(axis, unit=f"{prefix}{axis.unit}" if axis.unit.isupper() else f"{_WORDS[prefix]}{axis.unit}")
     else:
         scale = 1.0
     for label, run in runs.items():
@@ -88,11 +89,11 @@ def _loss(
             mean = f"training, mean of {window} steps" if alone else label
             drawn.append(Series(mean, *thinned(x, smoothed(loss, window), limit), color))
         at = position(run, run.column("eval", "step")) / scale
-        validation = "validation" if alone else f"{label}, validation"
+        validation = "validation" if alone else label
         points = thinned(at, run.column("eval", "loss"), limit)
         drawn.append(Series(validation, *points, color + alone, style="both", dashed=not alone))
     if not alone:
-        note = f"Pale: every step; thick: mean of the last steps; dashed with points: validation. {note}".strip()
+        note = f"Pale: every step; thick: mean of steps; dashed with points: validation. {note}".strip()
     return Chart(key, title, axis, _LOSS, tuple(line for line in drawn if line.x), marks=marks, note=note)
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from smet_train.report.charts import PALETTE, Axis, Chart, Series
+from smet_train.report.charts import PALETTE, Axis, Chart, Series, highest
 
 _DPI = 130
 _SIZE_INCHES = (7.0, 4.4)
@@ -48,6 +49,8 @@ def draw(chart: Chart) -> Figure:
         axes.grid(visible=False)
     _label(axes, "x", chart.x)
     _label(axes, "y", chart.y)
+    if chart.y.from_zero:
+        axes.set_ylim(0, 1.05 * highest(chart))
     if chart.shows_legend:
         drawn.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return drawn
@@ -75,14 +78,15 @@ def _draw_line(axes: Axes, line: Series, label: str) -> None:
     )
 
 
-def _label(axes: Axes, which: str, described: Axis) -> None:
+def _label(axes: Axes, which: Literal["x", "y"], described: Axis) -> None:
     axes.set(**{f"{which}label": described.text})
     if described.log:
         axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
     if described.categories:
-        turned = {"rotation": 25, "ha": "right"} if len(described.categories) > 3 else {}
-        axis.set_ticks(range(len(described.categories)), described.categories, fontsize=8, **turned)
+        axis.set_ticks(range(len(described.categories)), described.categories)
+        many = len(described.categories) > 3
+        axes.tick_params(which, labelsize=8, labelrotation=25 if many else 0)
     elif described.ticks:
         axis.set_ticks(described.ticks, [f"{tick:g}" for tick in described.ticks])
         axis.set_ticks([], minor=True)

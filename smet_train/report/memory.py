@@ -30,7 +30,9 @@ def memory_chart(runs: Runs) -> Chart | LeftOut:
         bottoms = tuple(tops.values())
         tops = {label: tops[label] + kinds.get(name, 0) / _MIB for label, kinds in held.items()}
         drawn.append(Bars(name, bottoms, tuple(tops.values()), color))
-    return Chart("memory", _TITLE, Axis("", categories=tuple(held)), Axis("held", "MiB"), bars=tuple(drawn))
+    return Chart(
+        "memory", _TITLE, Axis("", categories=tuple(held)), Axis("held", "MiB", from_zero=True), bars=tuple(drawn)
+    )
 
 
 def memory_tables(runs: Runs) -> list[Table]:

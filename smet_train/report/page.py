@@ -4,7 +4,9 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from bokeh.document import Document
 from bokeh.embed import components
+from bokeh.model import Model
 from bokeh.resources import Resources
 
 from smet_train.report.charts import Chart, LeftOut, Report, Section, Table
@@ -15,7 +17,11 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 
 def render_page(report: Report) -> str:
     """The HTML of ``report``. Its policy forbids the browser to load anything."""
-    figures = {chart.key: make_figure(chart) for chart in report.charts}
+    figures: dict[str, Model] = {chart.key: make_figure(chart) for chart in report.charts}
+    document = Document()
+    with document.models.freeze():  # else everything is looked through again for each figure
+        for drawn in figures.values():
+            document.add_root(drawn)
     script, divs = components(figures) if figures else ("", {})
     library = Resources(mode="inline", components=["bokeh"], minified=True).render_js() if figures else ""
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(

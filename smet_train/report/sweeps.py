@@ -79,7 +79,7 @@ def sweep_section(sweep: Sweep, number: int) -> Section:
     """Density x metric, with error bars over seeds; groups side by side where there is one density."""
     found = cells(sweep.runs)
     charts = tuple(_chart(found, metric, f"sweep{number}_{metric.key}") for metric in METRICS)
-    return Section(f"Sweep {sweep.folder.name}", charts, (_table(found),))
+    return Section(f"Sweep: {sweep.folder.name}", charts, (_table(found),))
 
 
 def _chart(found: list[Cell], metric: Metric, key: str) -> Chart | LeftOut:
@@ -131,5 +131,6 @@ def _table(found: list[Cell]) -> Table:
 def _text(values: list[float]) -> str:
     if not values:
         return "-"
-    mean = f"{fmean(values):.5g}"
-    return f"{mean} ± {_deviation(values):.2g}" if len(values) > 1 else mean
+    mean, spread = fmean(values), _deviation(values)
+    decimals = 0 if mean >= 1000 else 2 if mean >= 10 else 4
+    return f"{mean:.{decimals}f} ± {spread:.{decimals}f}" if len(values) > 1 else f"{mean:.{decimals}f}"

@@ -1,5 +1,7 @@
 """Charts of the topology: where it has been, how dense each layer is, where one layer is active."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from smet_train.report.charts import Axis, Chart, HeatMap, LeftOut, Series
@@ -35,7 +37,7 @@ def _densities(runs: Runs) -> Chart | LeftOut:
             drawn.append(Series(label, x, y, color, style="points", names=tuple(known)))
     if not drawn:
         return LeftOut(title, "these runs are dense, or did not record it (layer_densities)")
-    x_axis, y_axis = Axis("sparse layer, in model order"), Axis("active", "fraction of sites")
+    x_axis, y_axis = Axis("sparse layer, in model order"), replace(_SHARE, from_zero=True)
     return Chart("densities", title, x_axis, y_axis, tuple(drawn), note="Point at one for its layer.")
 
 
