@@ -93,7 +93,7 @@ def _loss(
         points = thinned(at, run.column("eval", "loss"), limit)
         drawn.append(Series(validation, *points, color + alone, style="both", dashed=not alone))
     if not alone:
-        note = f"Pale: every step; thick: mean of steps; dashed with points: validation. {note}".strip()
+        note = f"Pale: every step; thick: running mean; dashed with points: validation. {note}".strip()
     return Chart(key, title, axis, _LOSS, tuple(line for line in drawn if line.x), marks=marks, note=note)
 
 

@@ -35,10 +35,9 @@ def draw(chart: Chart) -> Figure:
                     alpha=min(0.55, 40 / len(chart.marks.x)), linewidth=0.8, label=chart.marks.label)  # fmt: skip
     for band in chart.bands:
         axes.fill_between(band.x, band.low, band.high, color=_color(band.color), alpha=0.15, linewidth=0)
-    told: set[str] = set()
+    told = {line.label: line for line in sorted(chart.series, key=lambda line: line.strong)}  # a strong one last
     for line in chart.series:
-        _draw_line(axes, line, "" if line.label in told else line.label)
-        told.add(line.label)
+        _draw_line(axes, line, line.label if told[line.label] is line else "")
     for bars in chart.bars:
         sizes = np.array(bars.tops) - np.array(bars.bottoms)
         axes.bar(range(len(sizes)), sizes, 0.7, bottom=bars.bottoms, color=_color(bars.color), label=bars.label)
@@ -61,7 +60,7 @@ def _color(number: int) -> str:
 
 
 def _draw_line(axes: Axes, line: Series, label: str) -> None:
-    """``label`` is empty where an earlier series stands for it in the legend."""
+    """``label`` is empty where another series stands for it in the legend."""
     pattern = "none" if line.style == "points" else "--" if line.dashed else "-"
     axes.errorbar(
         line.x,

@@ -13,7 +13,7 @@ from smet_train.tracking.topology_map import TopologyMap, active_fractions
 
 def layers() -> dict[str, SparseLinear]:
     model = nn.Sequential(nn.Linear(40, 70), nn.Linear(70, 40))
-    sparsify(model, ["*"], [], density=0.25, seed=1, block=1, backend="reference", init="normal")
+    sparsify(model, ["*"], [], density=0.25, seed=1)
     return {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
 
 
