@@ -303,7 +303,7 @@ class TrackingConfig:
     exploration: bool = setting("count the sites ever active, one bit a site", True)
     probe_windows: int = setting("sequences in the fixed probe batch; 0 = none", 0, at_least=0, at_most=1_000_000)
     map_layer: str | None = setting(
-        "glob; where the first sparse layer that it matches is active is recorded at every update; null = none",
+        "glob; the first sparse layer it matches has where it is active recorded at each update; null = none",
         "*",
     )
 

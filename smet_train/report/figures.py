@@ -16,7 +16,7 @@ _LEGEND_ROW_PX = 27
 _TEXT = "13px"
 _NUMBER = "%.7g"
 _LONG_LABEL = 22
-_MARKS_INK = 40.0  # so many marks may be as dark as a mark can be; more of them are paler
+_MARKS_INK = 25.0  # so many marks may be as dark as a mark can be; more of them are paler
 
 
 def make_figure(chart: Chart) -> figure:

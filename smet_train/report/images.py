@@ -32,7 +32,7 @@ def draw(chart: Chart) -> Figure:
     axes.grid(alpha=0.25)
     if chart.marks:
         axes.vlines(chart.marks.x, 0, 1, transform=axes.get_xaxis_transform(), colors="#808080", linestyles="dotted",
-                    alpha=min(0.55, 40 / len(chart.marks.x)), linewidth=0.8, label=chart.marks.label)  # fmt: skip
+                    alpha=min(0.55, 25 / len(chart.marks.x)), linewidth=0.8, label=chart.marks.label)  # fmt: skip
     for band in chart.bands:
         axes.fill_between(band.x, band.low, band.high, color=_color(band.color), alpha=0.15, linewidth=0)
     told = {line.label: line for line in sorted(chart.series, key=lambda line: line.strong)}  # a strong one last
