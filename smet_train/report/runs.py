@@ -1,6 +1,6 @@
 """The runs that a report is about: found from paths, and read without disturbing one that is still training."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,9 +149,3 @@ def _no_run(path: Path) -> str:
     if (path / "config.yaml").is_file():
         return f"{path} has no {METRICS_NAME} yet; its run has not begun to train"
     return f"{path} is neither a run folder nor a sweep's; {EXAMPLE}"
-
-
-def common_folder(runs: Sequence[RunRecord]) -> Path:
-    """The folder that holds all of ``runs``, or the run itself."""
-    first = runs[0].folder
-    return next(folder for folder in (first, *first.parents) if all(run.folder.is_relative_to(folder) for run in runs))
