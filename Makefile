@@ -27,6 +27,7 @@ setup: $(READY)  ## create the environment and install smet-train into it
 
 demo: $(READY)  ## pre-train a small sparse LLaMA on the embedded data and show its report
 	$(BIN)/smet-train +experiment=demo
+	$(BIN)/smet-report --newest
 
 test: $(READY)  ## run all tests
 	$(PYTEST)

@@ -23,6 +23,7 @@ from smet_train.tracking.jsonl import JsonlSink
 from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.spikes import SpikeMeter
 from smet_train.tracking.throughput import Throughput
+from smet_train.tracking.topology_map import TopologyMap
 from smet_train.train.checkpoint import Keep
 from smet_train.train.device import choose_device
 from smet_train.train.evaluate import mean_loss
@@ -189,6 +190,7 @@ def build_run(
         batches=data.batches,
         validation=validation,
         spikes=build_spikes(config, model, probe),
+        topology_map=TopologyMap(layers, config.tracking.map_layer),
         tracker=Tracker(metrics),
         metrics=metrics,
         throughput=Throughput(),
@@ -236,6 +238,8 @@ def beginning(config: Config) -> list[str]:
 def run_header(config: Config, run: Run) -> dict[str, Any]:
     """The first event of a run: what was trained and how, with the facts that a spike measurement must state."""
     active, dense_equivalent = count_parameters(run.model)
+    layers = run.topology.layers
+    held = {name: layer.layout.density for name, layer in layers.items()}
     return {
         "event": "run",
         "version": __version__,
@@ -254,4 +258,6 @@ def run_header(config: Config, run: Run) -> dict[str, Any]:
         "init_from": config.model.init_from,
         "parameters_active": active,
         "parameters_dense_equivalent": dense_equivalent,
+        "step_flops": run.step_flops,
+        "layer_densities": dict(run.topology.targets) if run.topology.rules.prunes else held,
     }

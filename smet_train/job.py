@@ -125,7 +125,8 @@ def _train(
         start_rss_bytes = memory_use(torch.device("cpu"))["rss_bytes"]
         backends = chosen_backends(config, checkpoint)
         run = build_run(config, run_folder, data, stop, backends, restores=checkpoint is not None)
-        run.start_rss_bytes, run.planned = start_rss_bytes, plan_bytes(config, data.tokenizer, backends)
+        run.start_rss_bytes = start_rss_bytes
+        run.planned, run.step_flops = predict(config, data.tokenizer, backends)
         try:
             start(run, config, checkpoint, changes)
             if back is not None:
@@ -154,14 +155,15 @@ def chosen_backends(config: Config, checkpoint: Path | None) -> Backends:
     return saved.get("backends", {}) if chose and config.sparsity.backend.name == "auto" else {}
 
 
-def plan_bytes(config: Config, tokenizer: Vocabulary, backends: Backends) -> dict[str, int]:
-    """Predicted bytes by kind, and of the peak of all tensors; empty for a model whose shapes depend on numbers."""
+def predict(config: Config, tokenizer: Vocabulary, backends: Backends) -> tuple[dict[str, int], int | None]:
+    """Predicted bytes by kind, and of the peak of all tensors, and the operations of a step; nothing for a model whose
+    shapes depend on numbers."""
     try:
         footprint = plan_run(config, vocabulary=tokenizer, backends=backends).footprint
     except RuntimeError as error:  # what fake tensors raise
         log.info("memory can't be predicted for this model: %s", error)
-        return {}
-    return {**{row.kind: row.bytes for row in footprint.rows}, "peak": footprint.peak_bytes}
+        return {}, None
+    return {**{row.kind: row.bytes for row in footprint.rows}, "peak": footprint.peak_bytes}, footprint.flops
 
 
 def find_tokenizer(run_folder: Path, checkpoint: Path | None) -> Path | None:
@@ -175,7 +177,7 @@ def start(run: Run, config: Config, checkpoint: Path | None, changes: Sequence[C
     """Put the run at its first step or where the checkpoint was taken."""
     if checkpoint is None:
         run.metrics.truncate(0)  # what a run that died before its first checkpoint has left
-        run.tracker.emit(run_header(config, run))
+        begin_metrics(run, config)
         return
     own = checkpoint.parent.resolve() == run.checkpoints.resolve()
     try:
@@ -184,8 +186,15 @@ def start(run: Run, config: Config, checkpoint: Path | None, changes: Sequence[C
         raise about_changed_files(error, changes) from error
     record_resume(run.folder, checkpoint, run.state.step, changes)
     if not own:
-        run.tracker.emit(run_header(config, run))
+        begin_metrics(run, config)
     log.info("resumed from %s", checkpoint)
+
+
+def begin_metrics(run: Run, config: Config) -> None:
+    """The first events of a run folder: what is trained, and the topology that it begins with."""
+    run.tracker.emit(run_header(config, run))
+    for event in run.topology_map.events(run.state.step):
+        run.tracker.emit(event)
 
 
 def add_displays(config: Config, run: Run, console: Console) -> None:

@@ -71,6 +71,9 @@ def test_a_run_folder_holds_what_the_contract_says(quick_config: QuickConfig, tm
     assert kinds.count("train") == 6
     assert [e["step"] for e in events if e["event"] == "topology"] == [2, 4]
     assert [e["step"] for e in events if e["event"] == "eval"] == [0, 3, 6]
+    assert [e["step"] for e in events if e["event"] == "topology_map"] == [0, 2, 4]
+    assert events[0]["step_flops"] > 0
+    assert all(0.05 < density < 0.95 for density in events[0]["layer_densities"].values())
     assert [e["step"] for e in events if e["event"] == "checkpoint"] == [3, 6]
     spikes = [e for e in events if e["event"] == "spike"]
     assert sorted((e["step"], e["source"]) for e in spikes) == [

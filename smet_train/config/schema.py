@@ -306,6 +306,10 @@ class TrackingConfig:
     spike_baseline_steps: int = setting("steps before an update whose mean loss is its baseline", 10, at_least=1)
     exploration: bool = setting("count the sites ever active, one bit a site", True)
     probe_windows: int = setting("sequences in the fixed probe batch; 0 = none", 0, at_least=0, at_most=1_000_000)
+    map_layer: str | None = setting(
+        "glob; the first sparse layer it matches has where it is active recorded at each update; null = none",
+        "*",
+    )
 
 
 @dataclass

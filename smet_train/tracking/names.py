@@ -1,7 +1,8 @@
 """Events and their fields, the same in metrics.jsonl, on the console and in wandb.
 
 ``FIELDS`` gives each event's numeric fields with meaning and unit. Fields of ``TIME_FIELDS`` depend on the clock, so
-two runs that are otherwise equal differ in them.
+two runs that are otherwise equal differ in them. ``GRIDS`` has events that are more than numbers, in
+metrics.jsonl alone.
 """
 
 FIELDS: dict[str, dict[str, str]] = {
@@ -37,6 +38,15 @@ FIELDS: dict[str, dict[str, str]] = {
         "peak_rss_bytes": "highest resident memory of the process",
         "device_bytes": "memory that torch holds on the GPU",
         "peak_device_bytes": "highest memory that torch held on the GPU",
+    },
+}
+
+GRIDS: dict[str, dict[str, str]] = {
+    "topology_map": {
+        "layer": "name of the layer, tracking.map_layer",
+        "out_features": "rows of its matrix",
+        "in_features": "columns of its matrix",
+        "grid": "active over all sites in bins of the matrix, a list for each output bin; at most 32 x 32",
     },
 }
 

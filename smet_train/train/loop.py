@@ -245,6 +245,7 @@ def move_topology(run: Run) -> None:
         run.optimizer.zero_grad(set_to_none=True)  # the probe leaves gradients of what is dense
     report(run, run.spikes.topology_moved(run.state.step, probe_baseline))
     run.tracker.emit({"event": "topology", "step": run.state.step, **moved})
+    report(run, run.topology_map.events(run.state.step))
 
 
 def probe_batches(run: Run) -> list[Callable[[], None]]:

@@ -13,6 +13,7 @@ from smet_train.topology import TopologyUpdater
 from smet_train.tracking.jsonl import JsonlSink
 from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.throughput import Throughput
+from smet_train.tracking.topology_map import TopologyMap
 from smet_train.train.guard import StepGuard
 from smet_train.train.saver import Saver
 from smet_train.train.signals import StopRequest
@@ -60,8 +61,8 @@ class Run:
     """One run: what is trained, on what, how, and where it is written down.
 
     ``fused`` makes the optimizer's step in the backward pass, if asked for. ``fresh`` is true until a checkpoint is
-    restored into it. ``planned`` has the predicted bytes by kind, and of the ``peak``; ``start_rss_bytes`` what the
-    process held before the model was made.
+    restored into it. ``planned`` has the predicted bytes by kind, and of the ``peak``; ``step_flops`` the predicted
+    operations of a step, None if they can't be; ``start_rss_bytes`` what the process held before the model was made.
     """
 
     settings: LoopSettings
@@ -76,6 +77,7 @@ class Run:
     batches: BatchLoader
     validation: Tensor
     spikes: SpikeWatch
+    topology_map: TopologyMap
     tracker: Tracker
     metrics: JsonlSink
     throughput: Throughput
@@ -85,6 +87,7 @@ class Run:
     state: TrainState = field(default_factory=TrainState)
     fresh: bool = True
     planned: dict[str, int] = field(default_factory=dict)
+    step_flops: int | None = None
     start_rss_bytes: int = 0
 
     @property

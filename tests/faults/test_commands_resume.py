@@ -51,6 +51,7 @@ CHANGED = {
     "tracking.spike_baseline_steps": "3",
     "tracking.exploration": "false",
     "tracking.probe_windows": "2",
+    "tracking.map_layer": "*.up_proj",
     "data.allow_changed_source": "true",
     "data.max_bad_fraction": "0.5",
     "data.retries": "1",

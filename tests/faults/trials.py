@@ -63,7 +63,7 @@ def _child(config: Config, folder: Path, hooks: tuple[Hook, ...]) -> None:
     with (folder / "console.log").open("a", encoding="utf-8") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    job.plan_bytes = lambda *_: {}  # half of a trial's time, and no part of what is tried
+    job.predict = lambda *_: ({}, None)  # half of a trial's time, and no part of what is tried
     for hook in hooks:
         hook()
     try:

@@ -1,0 +1,83 @@
+"""The console script ``smet-report``: charts and tables of runs, as one page and as pictures."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from smet_train.config.identity import short_hash
+from smet_train.errors import SmetError
+from smet_train.report.report import IMAGES_NAME, build_report, write_report
+from smet_train.report.runs import Found, ReportError, find, newest_run
+
+RUNS_FOLDER = Path("outputs")
+
+USAGE = "usage: smet-report RUN [RUN ...] [--out DIR] [--no-png]\n       smet-report --newest"
+
+EPILOG = """\
+  smet-report outputs/demo-1a2b3c4d                      one run, finished or still training
+  smet-report outputs/demo-1a2b3c4d outputs/demo-5e6f7a8b --out compared
+  smet-report multirun/demo-9a8b7c6d                     all runs of a sweep, and its charts by density
+  smet-report --newest                                   the run under outputs/ that was last started
+
+RUN is a run folder, or a sweep's. One run's report is written to RUN/report.html and RUN/report/*.png; that of several
+to outputs/report-<name>/. The page needs no network."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ReportError(f"{message}; smet-report --help tells what can be given")
+
+
+def main() -> None:
+    """Run the command line; exits with 0 when done, 2 for a user's mistake, 1 for a failure."""
+    if not sys.argv[1:]:
+        print(f"{USAGE}\n\n{EPILOG}")
+        return
+    try:
+        _run(_parser().parse_args())
+    except SmetError as error:
+        print(f"smet-report: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="smet-report",
+        description="Charts and tables of runs: one page that opens without a network, and a PNG of each chart.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="a run folder, or a sweep's")
+    parser.add_argument("--newest", action="store_true", help="the run under outputs/ that was last started")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where report.html is written")
+    parser.add_argument("--no-png", action="store_true", help="the page alone")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.newest == bool(arguments.runs):
+        raise ReportError("give the folders of runs, or --newest alone; smet-report --help shows examples")
+    found = find([newest_run(RUNS_FOLDER)] if arguments.newest else arguments.runs)
+    report = build_report(found)
+    page, n_images = write_report(report, arguments.out or _default_folder(found), images=not arguments.no_png)
+    for chart in report.left_out:
+        print(f"left out    {chart.title}: {chart.why}")
+    for note in report.notes:
+        print(f"note        {note}")
+    if n_images:
+        print(f"pictures    {n_images} in {page.parent / IMAGES_NAME}")
+    print(f"report      {page} ({len(report.charts)} charts, {page.stat().st_size / 1e6:.1f} MB)")
+
+
+def _default_folder(found: Found) -> Path:
+    """The run folder of one run; of several a folder that the same command finds again."""
+    if len(found.runs) == 1:
+        return found.runs[0].folder
+    only = found.sweeps[0] if len(found.sweeps) == 1 and found.runs == found.sweeps[0].runs else None
+    return RUNS_FOLDER / f"report-{only.folder.name if only else short_hash([str(run.folder) for run in found.runs])}"
+
+
+if __name__ == "__main__":
+    main()
