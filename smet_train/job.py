@@ -94,6 +94,7 @@ def compute_deterministically() -> None:
 
 
 def tell_finished(console: Console, config: Config, run_folder: Path) -> None:
+    """The summary again, and how to extend the run or start over."""
     print_summary(console, run_summary(run_folder))
     console.print(
         f"This run is finished at step {config.train.steps}: {run_folder}\n"

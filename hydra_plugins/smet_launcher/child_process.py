@@ -26,6 +26,8 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass
 class ChildProcessLauncherConfig:
+    """What ``hydra/launcher=child_process`` instantiates; it has no settings."""
+
     _target_: str = "hydra_plugins.smet_launcher.child_process.ChildProcessLauncher"
 
 
@@ -66,6 +68,7 @@ class ChildProcessLauncher(Launcher):
         self._stopped_by: int | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:  # noqa: ARG002
+        """Hydra's call before :meth:`launch`: keep what composes the jobs."""
         self._context = hydra_context
         self._config = config
 

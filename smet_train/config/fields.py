@@ -24,6 +24,7 @@ class Range:
 
     @property
     def text(self) -> str:
+        """The bounds as a reader sees them, as in ``> 0 and <= 1``; empty if there are none."""
         bounds = [(">=", self.at_least), (">", self.above), ("<=", self.at_most), ("<", self.below)]
         # Whole numbers in full: 4294967296, where :g would have 4.29497e+09.
         return " and ".join(
