@@ -154,3 +154,9 @@ def check_parses(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch
         return
     with pytest.raises(Parsed):
         getattr(importlib.import_module(module), function)()
+
+
+def test_the_index_leads_to_every_document() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\(([\w.]+)\)", index))
+    assert linked == {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
