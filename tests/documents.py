@@ -60,7 +60,7 @@ def commands() -> list[Command]:
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         lines = shell_lines(text) + [span for span in spans(text) if span.startswith(_PROGRAMS)]
-        found += [Command(name_of(path), part.strip()) for line in lines for part in line.split(" && ")]
+        found += [Command(name_of(path), part.strip()) for line in lines for part in re.split(r" (?:&&|\|\|) ", line)]
     return found
 
 
