@@ -12,7 +12,7 @@ _BORDERS = re.compile(r"[┃│]")
 _RULE = re.compile(r"^[┏┓┗┛┌┐└┘├┤┡┩╇┳╈┷┴┬┼━─╋┻╂┿╪═╶╴\s]+$")
 _VARYING = (
     (re.compile(r"[+-]?(?<![\w=.])\d[\d,]*\.\d{2,}(?![\w.])"), "#"),
-    (re.compile(r"\b[\d,]+(?= tokens/s)"), "#"),
+    (re.compile(r"\b[\d,.]+(?= tokens/s)"), "#"),
     (re.compile(r"\b\d+:\d\d:\d\d\b"), "#"),
     (re.compile(r"(?<![\w=])(?:\d[\d,.]*|#) (?:s a step|steps/s|KiB|MiB|GiB|KB|kB|MB|ms|min|s|h)(?![\w/])"), "#"),
     (re.compile(r"^(│\s*)?(sparsity\.\S+ done [\d,]+ .*) [\d,]+$"), r"\2 #"),  # the speed in the last column of a sweep
