@@ -108,7 +108,8 @@ def check_python(words: list[str]) -> None:
 
 def check_composes(program: str, words: list[str]) -> None:
     """All that ``program`` would compose, value by value where it sweeps; options of Hydra are left out."""
-    prefix, settings = "", Config()
+    prefix = ""
+    settings: Any = Config()
     if program == "smet-bench" and words and words[0] in BENCHMARKS:
         prefix, settings = "bench.", BENCHMARKS[words.pop(0)]()
     elif program == "smet-bench":
