@@ -1,6 +1,6 @@
 # `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults mutants check lint type bench clean
+.PHONY: help setup demo test faults mutants check lint type docs bench clean
 
 # The environment; `make VENV=elsewhere …` keeps another one.
 VENV ?= .venv
@@ -48,6 +48,9 @@ lint: $(READY)  ## style, and the order of the rooms
 
 type: $(READY)  ## mypy, strict
 	$(BIN)/mypy
+
+docs: $(READY)  ## write docs/configuration.md from the settings
+	$(BIN)/python -m smet_train.config.reference docs/configuration.md
 
 bench: $(READY)  ## time and memory against dense, about 20 minutes; tables, result.json and plots in outputs/
 	$(BIN)/smet-bench speed

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from smet_train.analysis.closing import next_lines, stopped_lines, where_lines
 from smet_train.analysis.layers import print_layers
 from smet_train.analysis.planning import plan_run
 from smet_train.analysis.summary import format_bytes, print_summary, run_summary
@@ -29,6 +30,7 @@ from smet_train.errors import DataError
 from smet_train.sparse.ledger import count_parameters, sparse_layers
 from smet_train.sparse_model import Backends, Vocabulary, explain_backends
 from smet_train.tracking.console import ConsoleSink, open_console
+from smet_train.tracking.estimate import TimeEstimate
 from smet_train.tracking.resources import memory_use
 from smet_train.tracking.wandb_sink import open_wandb
 from smet_train.train import files
@@ -96,6 +98,7 @@ def compute_deterministically() -> None:
 
 
 def tell_finished(console: Console, config: Config, run_folder: Path) -> None:
+    """The summary again, and how to extend the run or start over."""
     print_summary(console, run_summary(run_folder))
     console.print(
         f"This run is finished at step {config.train.steps}: {run_folder}\n"
@@ -207,6 +210,7 @@ def add_displays(config: Config, run: Run, console: Console) -> None:
             log_interval=config.train.log_interval,
         )
     )
+    run.tracker.add(TimeEstimate(console, total_steps=config.train.steps, start_step=run.state.step))
     if config.tracking.wandb.name == "disabled":
         return
     wandb = open_wandb(
@@ -250,12 +254,10 @@ def announce(console: Console, config: Config, run: Run, source: str, backends: 
 
 
 def close(console: Console, run: Run, reason: str) -> None:
-    """The closing summary, and what to type next."""
+    """The closing summary, where everything is, and what to type next."""
     print_summary(console, run_summary(run.folder))
-    console.print(f"run folder  {run.folder}", soft_wrap=True)
-    if reason != "finished":
-        console.print(
-            f"{reason}: stopped at step {run.state.step:,} of {run.settings.total_steps:,} with a checkpoint; "
-            "type the same command to go on.",
-            soft_wrap=True,
-        )
+    steps, total_steps = run.state.step, run.settings.total_steps
+    finished = reason == "finished"
+    after = next_lines(run.folder, steps) if finished else stopped_lines(run.folder, reason, steps, total_steps)
+    for line in [*where_lines(run.folder), *after]:
+        console.print(line, soft_wrap=True, markup=False)

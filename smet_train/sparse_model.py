@@ -35,10 +35,12 @@ class Vocabulary(Protocol):
     """What a model needs to know of a tokenizer."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Entries of the vocabulary."""
 
     @property
-    def eos_id(self) -> int: ...
+    def eos_id(self) -> int:
+        """The id of the end-of-text token."""
 
 
 @dataclass(frozen=True, slots=True)

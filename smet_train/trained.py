@@ -43,6 +43,7 @@ class Trained:
 
     @property
     def run_folder(self) -> Path:
+        """The folder of the run that the checkpoint is of."""
         return self.checkpoint.parent.parent
 
 

@@ -89,7 +89,19 @@ def test_a_run_folder_holds_what_the_contract_says(quick_config: QuickConfig, tm
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000003", "step_00000006"]
     assert "model.layers.*.self_attn.q_proj" in printed
     assert "topology updates" in printed
-    assert str(tmp_path) in printed.replace("\n", "")
+    assert f"run folder  {tmp_path}\ncheckpoint  checkpoints/step_00000006\n" in printed
+    assert f"smet-train resume {tmp_path} train.steps=12 " in printed
+    assert "time        about" not in printed  # it is over before that is worth a line
+
+
+def test_a_run_says_once_how_long_it_will_take_and_the_metrics_do_not_know(
+    quick_config: QuickConfig, tmp_path: Path
+) -> None:
+    printed = train(quick_config("train.steps=20"), tmp_path)
+    assert printed.count("time        about ") == 1
+    assert "for 20 steps at " in printed
+    assert "(measured over steps 2 to 4)" in printed
+    assert "for 20 steps" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_every_token_counts_once_and_every_update_keeps_the_count(quick_config: QuickConfig, tmp_path: Path) -> None:

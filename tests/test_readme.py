@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""What the README shows works as it stands there; ``test_docs.py`` has its commands and links."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from smet_train.config.compose import compose
 from smet_train.config.locate import group_options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,21 +31,12 @@ def test_the_library_example_trains() -> None:
     assert not torch.equal(names["layers"]["block.mlp.up"].index, before)
 
 
-def test_every_command_composes() -> None:
-    commands = re.findall(r"^smet-train (?!-|resume )(.*?)(?:\s+#.*)?$", README, re.MULTILINE)
-    assert len(commands) >= 4
-    for command in commands:
-        compose([word for word in command.split() if not word.startswith("-") and word != "job"])
-
-
 def test_every_experiment_and_method_is_named() -> None:
-    for name in group_options("experiment"):
+    for name in set(group_options("experiment")) - {"tutorial"}:  # that is docs/tutorial.md's
         assert re.sub(r"^llama_\w+?_density(?=0\.)", "", name) in README
     for name in group_options("method"):
         assert f"| `{name}` |" in README
 
 
-def test_it_is_short_and_its_links_lead_somewhere() -> None:
+def test_it_is_short() -> None:
     assert len(README.splitlines()) < 200
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link

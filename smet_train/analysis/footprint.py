@@ -42,6 +42,7 @@ class Footprint:
 
     @property
     def state_bytes(self) -> int:
+        """Bytes of all kinds together, gradients included."""
         return sum(row.bytes for row in self.rows)
 
     @property

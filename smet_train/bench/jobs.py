@@ -33,6 +33,7 @@ class Outcome:
 
     @property
     def final(self) -> float:
+        """The validation loss of the last step that was evaluated, nats a token."""
         return self.losses[max(self.losses)]
 
     def late(self, evaluations: int) -> float:

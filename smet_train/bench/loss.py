@@ -37,6 +37,7 @@ class Arm:
 
     @property
     def name(self) -> str:
+        """The method with its density, as in ``smet_0.1``; ``dense`` has none."""
         return self.method if self.method == "dense" else f"{self.method}_{self.density:g}"
 
 
@@ -157,6 +158,7 @@ def untried_neighbours(losses: dict[str, float], grid: list[float]) -> list[floa
 
 
 def run_name(arm: Arm, rate: float, seed: int) -> str:
+    """The folder of one run, as in ``smet_0.1_lr0.001_seed1``."""
     return f"{arm.name}_lr{rate:g}_seed{seed}"
 
 

@@ -202,6 +202,7 @@ def step_bars(steps: dict[str, Any]) -> list[Bar]:
 
 
 def print_layers(console: Console, layers: list[dict[str, Any]]) -> None:
+    """Print one row a layer, precision and backend: milliseconds of a forward and backward, and dense's over them."""
     table = Table(title="one layer, forward and backward, milliseconds and speed over dense", title_justify="left")
     for column in ("in", "out", "precision", "backend", "block", "density", "dense ms", "ms", "speed"):
         table.add_column(column, justify="right")

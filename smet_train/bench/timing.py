@@ -22,4 +22,5 @@ def interleaved_seconds(arms: Mapping[str, Callable[[], object]], rounds: int) -
 
 
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median time of each name, in seconds."""
     return {name: median(times) for name, times in seconds.items()}

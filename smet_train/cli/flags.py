@@ -30,6 +30,11 @@ class Flags(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        """What argparse calls for a wrong flag.
+
+        Raises:
+            ConfigError: always; its message names the flag and where help is.
+        """
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 

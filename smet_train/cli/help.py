@@ -2,7 +2,7 @@
 
 from smet_train.config.continuation import CHANGEABLE_KEYS, matches
 from smet_train.config.fields import Leaf, leaves, spell
-from smet_train.config.locate import group_options, groups
+from smet_train.config.locate import documents_folder, group_options, groups, option_comment
 from smet_train.config.schema import Config
 
 _WIDTH = 118
@@ -19,6 +19,14 @@ usage: smet-train +experiment=NAME [group=NAME ...] [key=value ...]
   smet-train +experiment=llama_130m_density0.1 data=python_source train.batch_size=8 train.micro_batch_size=2
   smet-train resume outputs/demo-1a2b3c4d                         goes on with a run, from its folder alone
   smet-train -m +experiment=demo sparsity.density=0.05,0.1,0.25   a sweep, each run in a folder of its own
+"""
+
+START = """\
+smet-train pre-trains GPT/LLaMA-style language models with dynamic sparse training. Begin with
+
+  smet-train +experiment=demo               a small sparse LLaMA on data that are here: minutes on a CPU, no network
+  smet-train +experiment=demo method=set    the same by another method, to compare
+  smet-plan +experiment=llama_1b_density0.1 what a larger run would take, before anything is allocated
 """
 
 RESUME = """\
@@ -58,8 +66,19 @@ def resume_text() -> str:
 
 
 def usage_text() -> str:
-    """The short page, for a command without arguments."""
-    return f"{USAGE}\nexperiments: {', '.join(group_options('experiment'))}\n\nsmet-train --help tells everything."
+    """The short page, for a command without arguments: where to begin."""
+    names = group_options("experiment")
+    width = max(map(len, names))
+    # The demo comes first; what the benchmarks train is for them.
+    shown = sorted((name for name in names if not name.startswith("bench_")), key=lambda name: (name != "demo", name))
+    experiments = [f"  {name:<{width}}  {option_comment('experiment', name)}" for name in shown]
+    documents = documents_folder()
+    read = (
+        [] if documents is None else [f"Ten minutes from here to a trained model in use: {documents / 'tutorial.md'}"]
+    )
+    return "\n".join(
+        [START, "experiments (+experiment=NAME)\n", *experiments, "", *read, "smet-train --help tells everything."]
+    )
 
 
 def _groups_text() -> str:

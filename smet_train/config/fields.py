@@ -7,6 +7,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 _LARGEST = 10**9
+_KINDS = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Range:
 
     @property
     def text(self) -> str:
+        """The bounds as a reader sees them, as in ``> 0 and <= 1``; empty if there are none."""
         bounds = [(">=", self.at_least), (">", self.above), ("<=", self.at_most), ("<", self.below)]
         # Whole numbers in full: 4294967296, where :g would have 4.29497e+09.
         return " and ".join(
@@ -54,13 +56,15 @@ def setting(
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One setting: its dotted key, meaning, default, range (None if any value will do), and its Enum if it has one."""
+    """One setting: its dotted key, meaning, default, range (None if any value will do), the names of its Enum if it has
+    one, and the kind of its values in words, as in ``whole number or null``."""
 
     key: str
     help: str
     default: Any
     range: Range | None
     choices: tuple[str, ...]
+    kind: str
 
 
 def leaves(section: Any, prefix: str = "") -> list[Leaf]:
@@ -72,8 +76,9 @@ def leaves(section: Any, prefix: str = "") -> list[Leaf]:
         if is_dataclass(value):
             found += leaves(value, key + ".")
         else:
-            choices = _choices(types[item.name])
-            found.append(Leaf(key, item.metadata["help"], value, item.metadata["range"], choices))
+            kind = types[item.name]
+            range_ = item.metadata["range"]
+            found.append(Leaf(key, item.metadata["help"], value, range_, _choices(kind), _kind_text(kind)))
     return found
 
 
@@ -81,6 +86,14 @@ def _choices(kind: Any) -> tuple[str, ...]:
     if get_origin(kind) is UnionType:
         return next((names for part in get_args(kind) if (names := _choices(part))), ())
     return tuple(member.name for member in kind) if isinstance(kind, type) and issubclass(kind, Enum) else ()
+
+
+def _kind_text(kind: Any) -> str:
+    if get_origin(kind) is UnionType:
+        return " or ".join(map(_kind_text, get_args(kind)))
+    if get_origin(kind) is list:
+        return f"list of {_kind_text(*get_args(kind))}s"
+    return _KINDS.get(kind, "name")
 
 
 def value_at(config: Any, key: str) -> Any:

@@ -8,6 +8,8 @@ from smet_train.errors import ConfigError
 
 
 class SourceKind(Enum):
+    """What wrote the folder; the value is its name in messages."""
+
     huggingface = "Hugging Face folder"
     run = "run folder or checkpoint of smet-train"
     sparse = "sparse folder of smet-export"

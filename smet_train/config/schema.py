@@ -11,12 +11,16 @@ from smet_train.config.fields import setting
 
 
 class Family(Enum):
+    """Architectures of transformers; ``auto`` is whatever ``model.config_file`` names."""
+
     llama = "llama"
     gpt2 = "gpt2"
     auto = "auto"
 
 
 class DataSource(Enum):
+    """Kinds of places that documents are read from."""
+
     python_source = "python_source"
     text = "text"
     jsonl = "jsonl"
@@ -25,17 +29,23 @@ class DataSource(Enum):
 
 
 class OnBad(Enum):
+    """What becomes of a document or file that can't be read."""
+
     error = "error"
     skip = "skip"
 
 
 class TextUnit(Enum):
+    """What counts as one document in a text file."""
+
     document = "document"
     paragraph = "paragraph"
     line = "line"
 
 
 class Backend(Enum):
+    """Ways to compute a sparse layer; each can tell why it can't compute a given one."""
+
     auto = "auto"
     densify = "densify"
     csr = "csr"
@@ -45,33 +55,45 @@ class Backend(Enum):
 
 
 class Allocation(Enum):
+    """How a density is spread over layers: to all alike, or by Erdős-Rényi kernel, small layers denser."""
+
     uniform = "uniform"
     erk = "erk"
 
 
 class Drop(Enum):
+    """Which active values an update drops."""
+
     magnitude = "magnitude"
     soft_magnitude = "soft_magnitude"
     magnitude_and_gradient = "magnitude_and_gradient"
 
 
 class Grow(Enum):
+    """Which sites an update makes active; ``nothing`` prunes from dense to the density."""
+
     random = "random"
     gradient = "gradient"
     nothing = "nothing"
 
 
 class RegrowMoments(Enum):
+    """Which moments a grown value starts with: zeros, or those of a dropped value."""
+
     zero = "zero"
     keep = "keep"
 
 
 class ValueInit(Enum):
+    """The fan-in by which the first values are scaled."""
+
     active = "active"
     dense = "dense"
 
 
 class DropSchedule(Enum):
+    """How the drop fraction falls over the run."""
+
     cosine = "cosine"
     linear = "linear"
     constant = "constant"
@@ -79,17 +101,23 @@ class DropSchedule(Enum):
 
 
 class LrDensityRule(Enum):
+    """What a density d does to the learning rate of a sparse layer: nothing, times d^-1/2, times 1/d."""
+
     none = "none"
     sqrt = "sqrt"
     linear = "linear"
 
 
 class Moments(Enum):
+    """Number formats of Adam's moments."""
+
     fp32 = "fp32"
     fp8 = "fp8"
 
 
 class LrScheduleName(Enum):
+    """How the learning rate falls after the warm-up; ``wsd`` stays and falls at the end."""
+
     cosine = "cosine"
     linear = "linear"
     constant = "constant"
@@ -97,28 +125,38 @@ class LrScheduleName(Enum):
 
 
 class Precision(Enum):
+    """``bf16_mixed`` holds values in fp32 and computes in bf16, ``bf16`` does both in bf16."""
+
     fp32 = "fp32"
     bf16_mixed = "bf16_mixed"
     bf16 = "bf16"
 
 
 class Device(Enum):
+    """Where tensors lie."""
+
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
 
 
 class Verify(Enum):
+    """Which checkpoints are read through when a run goes on."""
+
     fast = "fast"
     full = "full"
 
 
 class OnSaveError(Enum):
+    """What a run does if a checkpoint can't be written."""
+
     stop = "stop"
     warn = "warn"
 
 
 class WandbMode(Enum):
+    """Whether events also go to Weights & Biases, and whether at once."""
+
     disabled = "disabled"
     offline = "offline"
     online = "online"

@@ -144,13 +144,16 @@ class HubStream:
                 return text
 
     def state_dict(self) -> State:
+        """Where the next row is: datasets' own position, with the counts of good and bad documents."""
         return {"at": self._at, "good": self._tally.good, "bad": self._tally.bad}
 
     @property
     def bad(self) -> int:
+        """Documents left out so far in this pass."""
         return self._tally.bad
 
     def end(self) -> None:
+        """Wait for no further try: a read that fails from now on raises at once. For another thread."""
         self._retries.end()
 
     def _open(self) -> None:

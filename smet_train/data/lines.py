@@ -57,6 +57,7 @@ def _decoded(line: bytes | None, number: int, longest_bytes: int) -> str | Fault
 
 
 def too_long(place: str, longest_bytes: int) -> Fault:
+    """The fault of a document above ``data.max_document_bytes``."""
     return Fault(place, f"it is longer than data.max_document_bytes={longest_bytes}")
 
 

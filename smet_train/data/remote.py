@@ -46,15 +46,19 @@ class RemoteFile(io.RawIOBase):
         self._size: int | None = None
 
     def readable(self) -> bool:
+        """True, for ``io``."""
         return True
 
     def seekable(self) -> bool:
+        """True: a seek asks the server for a range when it next reads."""
         return True
 
     def tell(self) -> int:
+        """Bytes from the beginning."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move without a request, but from the end, whose place the server must tell; returns the new position."""
         if whence == io.SEEK_END:
             self._connect(self._position)
             assert self._size is not None  # parquet alone is read from its end, and needs a server that knows it
@@ -86,6 +90,7 @@ class RemoteFile(io.RawIOBase):
         return n_bytes
 
     def close(self) -> None:
+        """Close the connection as well."""
         self._hang_up()
         super().close()
 

@@ -33,6 +33,7 @@ class Fault:
     exit_status: int = 2
 
     def of(self, file: str) -> str:
+        """The file, the place in it and the reason, as a message names them."""
         return f"{file}{self.place and ' '}{self.place}: {self.reason}"
 
 

@@ -124,6 +124,8 @@ class ShardStream:
         raise StopIteration
 
     def state_dict(self) -> State:
+        """Where the next document is: file, its number in the order, place in it; and the counts of good and bad
+        documents."""
         return {
             "file": self._name,
             "number": self._number,
@@ -134,6 +136,7 @@ class ShardStream:
 
     @property
     def bad(self) -> int:
+        """Documents left out so far in this pass."""
         return self._tally.bad
 
     @property
@@ -142,6 +145,7 @@ class ShardStream:
         return self._tally.last
 
     def end(self) -> None:
+        """Wait for no further try: a read that fails from now on raises at once. For another thread."""
         self._retries.end()
 
     def _find(self, state: State) -> int:

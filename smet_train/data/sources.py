@@ -58,10 +58,13 @@ class Source:
 
     @property
     def files(self) -> dict[str, Any] | None:
+        """What the files were (name, bytes, hash of the content) in plain values, for a checkpoint; None for a source
+        without files."""
         return None if self._manifest is None else self._manifest.packed
 
     @property
     def fingerprint(self) -> str:
+        """64 hexadecimal digits that change with the source or the content of its files: what caches are named by."""
         digest = "" if self._manifest is None else self._manifest.digest
         return hashlib.sha256(f"{self.identity} {digest}".encode()).hexdigest()
 

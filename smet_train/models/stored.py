@@ -33,6 +33,7 @@ class StoredTensors:
 
     @property
     def names(self) -> list[str]:
+        """All tensors, in the order of their files' heads."""
         return list(self._files)
 
     def __contains__(self, name: str) -> bool:

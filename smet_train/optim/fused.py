@@ -34,6 +34,7 @@ class FusedStep:
 
     @property
     def half_done(self) -> bool:
+        """Whether a gradient turned out bad after other parameters were updated: the state is of no step then."""
         return self._broken and self._updated
 
     def __enter__(self) -> "FusedStep":

@@ -29,6 +29,7 @@ class Axis:
 
     @property
     def text(self) -> str:
+        """What an axis says: the quantity, and its unit in brackets."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
@@ -169,8 +170,10 @@ class Report:
 
     @property
     def charts(self) -> list[Chart]:
+        """Those that are drawn, in the order of the page."""
         return [chart for section in self.sections for chart in section.charts if isinstance(chart, Chart)]
 
     @property
     def left_out(self) -> list[LeftOut]:
+        """Those that the runs hold nothing for, and why."""
         return [chart for section in self.sections for chart in section.charts if isinstance(chart, LeftOut)]

@@ -62,6 +62,7 @@ class Cell:
     runs: tuple[RunRecord, ...]
 
     def values(self, metric: Metric) -> list[float]:
+        """``metric`` of each run that has it as a finite number, in the unit of the metric."""
         found = [metric.of(run) for run in self.runs]
         return [value for value in found if value is not None and np.isfinite(value)]
 

@@ -13,6 +13,7 @@ MATH = {"reassoc", "contract", "nsz", "arcp"}
 
 @functools.cache
 def numba_is_installed() -> bool:
+    """Whether kernels can be compiled; numba is looked for once, not imported."""
     return find_spec("numba") is not None
 
 

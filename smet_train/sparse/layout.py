@@ -55,10 +55,12 @@ class Layout:
 
     @property
     def block_rows(self) -> int:
+        """Rows of blocks; the last one may reach beyond W."""
         return -(-self.out_features // self.block)
 
     @property
     def block_columns(self) -> int:
+        """Columns of blocks; the last one may reach beyond W."""
         return -(-self.in_features // self.block)
 
     @property
@@ -68,6 +70,7 @@ class Layout:
 
     @property
     def n_inactive(self) -> int:
+        """Sites without a slot."""
         return self.sites - self.n_active
 
     @property
@@ -92,6 +95,7 @@ class Layout:
 
     @property
     def shape_text(self) -> str:
+        """The shape of W as in ``2048x768``, out before in."""
         return f"{self.out_features}x{self.in_features}"
 
     @property

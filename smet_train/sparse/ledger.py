@@ -19,6 +19,7 @@ class LedgerRow:
     dense_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
+        """The row as a memory event has it."""
         return asdict(self)
 
 

@@ -48,10 +48,12 @@ class SparseLinear(nn.Module):
 
     @property
     def in_features(self) -> int:
+        """I of W, as ``nn.Linear`` has it."""
         return self.layout.in_features
 
     @property
     def out_features(self) -> int:
+        """O of W, as ``nn.Linear`` has it."""
         return self.layout.out_features
 
     @property
@@ -109,6 +111,7 @@ class SparseLinear(nn.Module):
         return scatter_dense(self.values, self.index, self.layout)
 
     def extra_repr(self) -> str:
+        """Shape, active values, density and backend, for ``print(model)``."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, active={self.layout.n_values}, "
             f"density={self.layout.density:.4g}, bias={self.bias is not None}, backend={self.backend.name}"

@@ -77,6 +77,7 @@ class ConsoleSink:
             self._progress.start()
 
     def emit(self, event: dict[str, Any]) -> None:
+        """Show an event: a step on the bar or every ``log_interval`` steps, others by :func:`event_line`."""
         if event["event"] == "train":
             self._train(event)
         elif (line := event_line(event)) is not None:
@@ -99,5 +100,6 @@ class ConsoleSink:
             )
 
     def close(self) -> None:
+        """Take the bar away."""
         if self._progress is not None:
             self._progress.stop()

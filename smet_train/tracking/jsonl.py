@@ -82,4 +82,5 @@ class JsonlSink:
         self._file.seek(position)
 
     def close(self) -> None:
+        """Close the file; a later :meth:`emit` is an error."""
         self._file.close()

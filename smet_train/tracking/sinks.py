@@ -11,9 +11,11 @@ log = logging.getLogger(__name__)
 class Sink(Protocol):
     """Takes the events of a run, each a flat dictionary with an "event" key."""
 
-    def emit(self, event: dict[str, Any]) -> None: ...
+    def emit(self, event: dict[str, Any]) -> None:
+        """Take one event."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """The run is over; called once."""
 
 
 class Tracker:
@@ -27,9 +29,15 @@ class Tracker:
         self.sinks: list[Sink] = []
 
     def add(self, sink: Sink) -> None:
+        """Pass later events to ``sink`` too."""
         self.sinks.append(sink)
 
     def emit(self, event: dict[str, Any]) -> None:
+        """Pass on one event, to the metrics file first.
+
+        Raises:
+            what the metrics file raises; a display that raises is left out from then on.
+        """
         self.metrics.emit(event)
         for sink in list(self.sinks):
             try:
@@ -40,6 +48,7 @@ class Tracker:
                 self.sinks.remove(sink)
 
     def close(self) -> None:
+        """Close all of them; a display that fails to close is told in a warning."""
         for sink in self.sinks:
             try:
                 sink.close()

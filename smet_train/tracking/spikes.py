@@ -94,6 +94,7 @@ class SpikeMeter:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the windows that :meth:`state_dict` wrote down."""
         self._recent = [float(loss) for loss in state["recent"]]
         self._update_step = state["update_step"]
         self._baseline = math.nan if state["baseline"] is None else float(state["baseline"])

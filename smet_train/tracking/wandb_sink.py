@@ -35,6 +35,7 @@ class WandbSink:
             self._run.define_metric(f"{event}/*", step_metric=f"{event}/step")
 
     def emit(self, event: dict[str, Any]) -> None:
+        """Log the fields of ``FIELDS`` as ``<event>/<field>``; events without such fields are left out."""
         kind = event["event"]
         if kind not in FIELDS:
             return
@@ -43,6 +44,7 @@ class WandbSink:
         self._run.log({**fields, f"{kind}/step": event["step"]})
 
     def close(self) -> None:
+        """Finish the wandb run; in online mode this waits for what is still to be sent."""
         self._run.finish()
 
 

@@ -58,6 +58,7 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
+    """``folder/step_XXXXXXXX`` of a step, whether it exists or not."""
     return folder / f"{_PREFIX}{step:08d}"
 
 

@@ -60,15 +60,19 @@ class Disk:
             os.close(descriptor)
 
     def rename(self, path: Path, target: Path) -> None:
+        """Rename a file or folder; both lie in one file system."""
         os.rename(path, target)
 
     def make_folder(self, path: Path) -> None:
+        """Make a folder that must not exist."""
         path.mkdir()
 
     def remove_file(self, path: Path) -> None:
+        """Remove a file."""
         path.unlink()
 
     def remove_empty_folder(self, path: Path) -> None:
+        """Remove a folder that must be empty."""
         path.rmdir()
 
 

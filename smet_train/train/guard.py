@@ -77,9 +77,11 @@ class StepGuard:
         return self._in_a_row > self.max_bad_steps
 
     def state_dict(self) -> dict[str, Any]:
+        """Counts and recent losses in plain values."""
         return {"passed_over": self.passed_over, "rollbacks": self.rollbacks, "recent": self._recent}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the counts and losses of :meth:`state_dict`."""
         self.passed_over, self.rollbacks = int(state["passed_over"]), int(state["rollbacks"])
         self._recent = [float(loss) for loss in state["recent"]]
 

@@ -110,6 +110,7 @@ def due(interval: int, step: int) -> bool:
 
 
 def report(run: Run, events: list[dict[str, Any]]) -> None:
+    """Pass on several events in their order."""
     for event in events:
         run.tracker.emit(event)
 
@@ -199,6 +200,7 @@ def set_learning_rate(run: Run) -> float:
 
 
 def report_step(run: Run, loss: float, lr: float, grad_norm: float) -> None:
+    """The ``train`` event of the step just taken, and a spike whose window it closes."""
     run.tracker.emit(
         {
             "event": "train",
@@ -261,6 +263,7 @@ def probe_batches(run: Run) -> list[Callable[[], None]]:
 
 
 def report_checkpoint(run: Run) -> None:
+    """The ``checkpoint`` event, its path relative to the run folder."""
     path = checkpoint_path(run.checkpoints, run.state.step)
     run.tracker.emit({"event": "checkpoint", "step": run.state.step, "path": str(path.relative_to(run.folder))})
 
@@ -315,6 +318,7 @@ def finish(run: Run) -> str:
 
 
 def report_end(run: Run, reason: str) -> None:
+    """The ``end`` event; ``reason`` is finished, a signal's name, or the error."""
     run.tracker.emit(
         {
             "event": "end",

@@ -42,6 +42,7 @@ class LoopSettings:
 
     @property
     def tokens_per_step(self) -> int:
+        """Tokens trained on in one optimizer step."""
         return self.batch_size * self.sequence_tokens
 
 
@@ -92,6 +93,7 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of the run's checkpoints."""
         return self.folder / "checkpoints"
 
     @property

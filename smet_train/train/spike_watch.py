@@ -51,6 +51,7 @@ class SpikeWatch:
         return self.train.finish() + ([] if self.probe is None else self.probe.finish())
 
     def state_dict(self) -> dict[str, Any]:
+        """The open windows of both meters in plain values."""
         return {"train": self.train.state_dict(), "probe": None if self.probe is None else self.probe.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -48,10 +48,13 @@ differentiate(block_linear, block_linear_backward)
 
 
 class BlockBackend(PackedBackend):
+    """Blocks of weights, one product of the library an active block; CPU."""
+
     operator = block_linear
     name = "block"
 
     def unsupported(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Single values, GPUs, whole numbers."""
         if layout.block == 1:
             return "it computes blocks, not single values; set sparsity.block_size, or use csr or densify"
         if device.type not in ("cpu", "meta"):

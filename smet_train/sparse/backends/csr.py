@@ -59,10 +59,13 @@ differentiate(csr_linear, csr_linear_backward)
 
 
 class CsrBackend(PackedBackend):
+    """Single values as compressed rows, by kernels that numba compiles for this CPU; no dense weight or gradient."""
+
     operator = csr_linear
     name = "csr"
 
     def unsupported(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Blocks, GPUs, whole numbers, a machine without numba."""
         if layout.block != 1:
             return f"it computes single values, not blocks of {layout.block}; use block or densify"
         if device.type not in ("cpu", "meta"):

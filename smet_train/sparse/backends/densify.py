@@ -65,10 +65,13 @@ differentiate(densify_linear, densify_linear_backward)
 
 
 class DensifyBackend(PackedBackend):
+    """One dense weight at a time, made from the values for a product and again for its gradient, never saved."""
+
     operator = densify_linear
     name = "densify"
 
     def unsupported(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:  # noqa: ARG002
+        """Nothing: it computes every layout on every device."""
         return None
 
 

@@ -17,6 +17,8 @@ from smet_train.sparse.layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class PackedPlan:
+    """What a product needs beside the values: the packed index, and the shape that it is of."""
+
     packed: Tensor
     layout: Layout
 
@@ -27,9 +29,11 @@ class PackedBackend:
     operator: Any
 
     def plan(self, packed: Tensor, layout: Layout) -> PackedPlan:
+        """Keep the packed index as it is: nothing is computed for a new topology."""
         return PackedPlan(packed, layout)
 
     def matmul(self, x_NI: Tensor, values: Tensor, plan: PackedPlan) -> Tensor:
+        """y of shape (N, O) for x of shape (N, I); differentiable in ``x_NI`` and ``values``."""
         y: Tensor = self.operator(x_NI, values, plan.packed, plan.layout.out_features)
         return y
 

@@ -17,18 +17,25 @@ from smet_train.sparse.layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class ReferencePlan:
+    """The packed index, and the shape that it is of."""
+
     packed: Tensor
     layout: Layout
 
 
 class ReferenceBackend:
+    """Scatters the values into a dense weight and leaves the rest to autograd: what the others are tested against."""
+
     name = "reference"
 
     def unsupported(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:  # noqa: ARG002
+        """Nothing: it computes every layout on every device."""
         return None
 
     def plan(self, packed: Tensor, layout: Layout) -> ReferencePlan:
+        """Keep the packed index as it is."""
         return ReferencePlan(packed, layout)
 
     def matmul(self, x_NI: Tensor, values: Tensor, plan: ReferencePlan) -> Tensor:
+        """y of shape (N, O) for x of shape (N, I); autograd keeps the dense weight for the backward pass."""
         return F.linear(x_NI, scatter_dense(values, unpack(plan.packed, plan.layout), plan.layout))

@@ -73,10 +73,14 @@ differentiate(triton_linear, triton_linear_backward)
 
 
 class TritonBackend(PackedBackend):
+    """Blocks of weights by Triton kernels; on a CPU under Triton's interpreter alone."""
+
     operator = triton_linear
     name = "triton"
 
     def unsupported(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Edges without a kernel, a machine without triton, a CPU without the interpreter, other formats than fp32 and
+        bf16."""
         if layout.block not in _EDGES:
             return f"its blocks have edges of {', '.join(map(str, _EDGES))}; set sparsity.block_size, or use densify"
         if find_spec("triton") is None:
