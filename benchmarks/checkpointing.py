@@ -17,6 +17,7 @@ from contextlib import closing
 from pathlib import Path
 
 import xxhash
+from safetensors import safe_open
 
 from smet_train.bench.result import measured_on
 from smet_train.build import build_data, build_run
@@ -31,7 +32,7 @@ from smet_train.train.state import capture
 
 DEFAULT_INTERVAL_STEPS = compose(["data=python_source"]).checkpoint.interval
 OVERRIDES = [
-    "+experiment=demo", "model=llama_60m", "sparsity.density=0.1", "train.steps=1000", "topology.interval=1000",
+    "+experiment=demo", "model=llama_60m", "sparsity.density=0.1", "train.steps=10000", "topology.interval=100",
 ]  # fmt: skip
 
 
@@ -86,16 +87,25 @@ def measure(run: Run, folder: Path, repeats: int) -> dict[str, float]:
     return {f"{name}_s": statistics.median(values) for name, values in times.items()}
 
 
-def bytes_of_sparse_layers(run: Run) -> tuple[int, int]:
+def move_topology(run: Run, updates: int) -> None:
+    """Age the topology as training does: without updates, ages would be all alike and take no room."""
+    for _ in range(updates):
+        run.state.step += run.topology.schedule.interval
+        run.topology.step(run.state.step)
+
+
+def bytes_of_sparse_layers(run: Run, checkpoint: Path) -> tuple[int, int]:
     """What the checkpoint holds of the sparse layers, and what that of dense layers under AdamW would: fp32 weight and
     two moments for each site."""
-    layers = sparse_layers(run.model).values()
+    layers = sparse_layers(run.model)
+    kept = {f"{name}.{tensor}" for name in layers for tensor in ("values", "packed_index")}
     held = 0
-    for layer in layers:
-        state = run.optimizer.state[layer.values]
-        tensors = [layer.values, *layer.buffers(), *(value for value in state.values() if hasattr(value, "nbytes"))]
-        held += sum(tensor.nbytes for tensor in tensors)
-    return held, sum(12 * layer.in_features * layer.out_features for layer in layers)
+    for part in ("model", "optimizer"):
+        with safe_open(checkpoint / f"{part}.safetensors", framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  no mapping
+                if name in kept or name.rpartition(".")[0] in kept:
+                    held += file.get_tensor(name).nbytes
+    return held, sum(12 * layer.layout.weights for layer in layers.values())
 
 
 def main() -> None:
@@ -108,9 +118,10 @@ def main() -> None:
         folder = Path(scratch)
         run = build_run(config, folder, data, StopRequest())
         times = measure(run, folder, arguments.repeats)
+        move_topology(run, 50)
         path = save_checkpoint(folder / "size", 1, capture(run), Keep(1))
         checkpoint_bytes = sum(file.stat().st_size for file in path.iterdir())
-        sparse_bytes, dense_bytes = bytes_of_sparse_layers(run)
+        sparse_bytes, dense_bytes = bytes_of_sparse_layers(run, path)
     safety = (times["safe_s"] - times["plain_s"]) / (DEFAULT_INTERVAL_STEPS * times["step_s"])
     figures = {
         "flushes and checksums, share of wall time at the default interval": (safety, 0.03),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from smet_train import __version__
+from smet_train.config.init_source import source_tokenizer
 from smet_train.config.plain import to_dict
 from smet_train.config.schema import Config
 from smet_train.config.unread import without_effect
@@ -20,10 +21,11 @@ from smet_train.data.stream import TokenWindows
 from smet_train.data.tokenizer import TextTokenizer, prepare_tokenizer
 from smet_train.data.validation import validation_windows
 from smet_train.errors import ConfigError
+from smet_train.initial import open_pretrained
 from smet_train.optim import FusedStep, LrSchedule, SmetAdamW, parameter_groups
 from smet_train.sparse import SparseLinear
 from smet_train.sparse.ledger import count_parameters
-from smet_train.sparse_model import Backends, build_sparse_model
+from smet_train.sparse_model import Backends, build_sparse_model, named_tokenizer
 from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
 from smet_train.tracking.jsonl import JsonlSink
 from smet_train.tracking.sinks import Tracker
@@ -64,10 +66,9 @@ def build_device(config: Config) -> torch.device:
     return torch.device(name)
 
 
-def build_data(config: Config, tokenizer_file: Path | None) -> Data:
-    """Open the source, get its tokenizer (``tokenizer_file`` if the run has one already) and cut it into windows."""
-    cache_dir = default_cache_dir() if config.data.cache_dir is None else Path(config.data.cache_dir).expanduser()
-    source = open_source(
+def build_source(config: Config) -> Source:
+    """Open the source of documents that the settings describe."""
+    return open_source(
         SourceSpec(
             kind=config.data.source.name,
             files=tuple(config.data.files),
@@ -84,26 +85,43 @@ def build_data(config: Config, tokenizer_file: Path | None) -> Data:
             ),
             allow_changed_source=config.data.allow_changed_source,
         ),
-        cache_dir,
+        _cache_dir(config),
     )
-    log.info("data: %s", source.description)
-    tokenizer = prepare_tokenizer(
-        source,
-        file=config.data.tokenizer.file if tokenizer_file is None else str(tokenizer_file),
-        hub_name=config.data.tokenizer.hub_name if tokenizer_file is None else None,
-        vocab_size=config.data.tokenizer.vocab_size,
-        train_bytes=config.data.tokenizer.train_bytes,
-        validation_fraction=config.data.validation_fraction,
-        cache_dir=cache_dir,
-    )
-    validation = validation_windows(
+
+
+def build_held_out(config: Config, source: Source, tokenizer: TextTokenizer) -> Tensor:
+    """The held-out windows that a run looks at: those of its evaluations, then those of its probe batch."""
+    return validation_windows(
         source,
         tokenizer,
         sequence_tokens=config.data.sequence_tokens,
         windows=config.train.eval_windows + config.tracking.probe_windows,
         validation_fraction=config.data.validation_fraction,
-        cache_dir=cache_dir,
+        cache_dir=_cache_dir(config),
     )
+
+
+def _cache_dir(config: Config) -> Path:
+    return default_cache_dir() if config.data.cache_dir is None else Path(config.data.cache_dir).expanduser()
+
+
+def build_data(config: Config, tokenizer_file: Path | None) -> Data:
+    """Open the source, get its tokenizer (``tokenizer_file`` if the run has one already) and cut it into windows."""
+    source = build_source(config)
+    log.info("data: %s", source.description)
+    file, hub_name = named_tokenizer(config) if tokenizer_file is None else (str(tokenizer_file), None)
+    tokenizer = prepare_tokenizer(
+        source,
+        file=file,
+        hub_name=hub_name,
+        vocab_size=config.data.tokenizer.vocab_size,
+        train_bytes=config.data.tokenizer.train_bytes,
+        validation_fraction=config.data.validation_fraction,
+        cache_dir=_cache_dir(config),
+    )
+    if tokenizer_file is None:
+        warn_of_another_tokenizer(config, tokenizer)
+    validation = build_held_out(config, source, tokenizer)
     windows = TokenWindows(
         source,
         tokenizer,
@@ -117,6 +135,17 @@ def build_data(config: Config, tokenizer_file: Path | None) -> Data:
         windows, micro_batch_size=config.train.micro_batch_size, prefetch_batches=config.data.prefetch_batches
     )
     return Data(source, tokenizer, batches, validation)
+
+
+def warn_of_another_tokenizer(config: Config, tokenizer: TextTokenizer) -> None:
+    """Say so if ``model.init_from`` has a tokenizer and the run's is not that one."""
+    beside = None if config.model.init_from is None else source_tokenizer(Path(config.model.init_from))
+    if beside is not None and TextTokenizer.from_file(beside).content_hash != tokenizer.content_hash:
+        log.warning(
+            "the tokenizer that data.tokenizer names is another one than %s, so that ids may be other text than they "
+            "were for the weights of model.init_from; leave data.tokenizer out to train with theirs",
+            beside,
+        )
 
 
 def build_optimizer(config: Config, model: nn.Module, densities: dict[str, float]) -> SmetAdamW:
@@ -220,10 +249,24 @@ def split_probe(config: Config, held_out: Tensor) -> tuple[Tensor, Tensor]:
     return held_out[:n_validation], held_out[n_validation:]
 
 
-def build_run(config: Config, run_folder: Path, data: Data, stop: StopRequest, backends: Backends | None = None) -> Run:
-    """All parts of a run at step 0; ``backends`` of a checkpoint, as for :func:`build_sparse_model`."""
+def build_run(
+    config: Config,
+    run_folder: Path,
+    data: Data,
+    stop: StopRequest,
+    backends: Backends | None = None,
+    *,
+    restores: bool = False,
+) -> Run:
+    """All parts of a run at step 0.
+
+    Args:
+        backends: of a checkpoint, as for :func:`build_sparse_model`.
+        restores: a checkpoint will be restored into the run, so that ``model.init_from`` is not read.
+    """
     device = build_device(config)
-    model, densities = build_sparse_model(config, data.tokenizer, device, backends)
+    pretrained = None if restores or config.model.init_from is None else open_pretrained(config)
+    model, densities = build_sparse_model(config, data.tokenizer, device, backends, pretrained)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
     optimizer = build_optimizer(config, model, densities)
     validation, probe = split_probe(config, data.validation)
@@ -294,6 +337,15 @@ def remarks(config: Config) -> list[str]:
     return lines
 
 
+def beginning(config: Config) -> list[str]:
+    """What a run with ``model.init_from`` takes from there, and what not."""
+    file, hub_name = named_tokenizer(config)
+    return [
+        f"weights     begin as those of {config.model.init_from}; optimizer, schedules and data begin anew",
+        f"tokenizer   {file or hub_name}",
+    ]
+
+
 def run_header(config: Config, run: Run) -> dict[str, Any]:
     """The first event of a run: what was trained and how, with the facts that a spike measurement must state."""
     active, dense_equivalent = count_parameters(run.model)
@@ -312,6 +364,7 @@ def run_header(config: Config, run: Run) -> dict[str, Any]:
         "precision": config.train.precision.name,
         "device": str(run.device),
         "seed": config.seed,
+        "init_from": config.model.init_from,
         "parameters_active": active,
         "parameters_dense_equivalent": dense_equivalent,
     }

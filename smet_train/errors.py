@@ -36,3 +36,24 @@ class CheckpointError(SmetError):
 
 class TrainingError(SmetError):
     """The numbers of a run went wrong and stayed so."""
+
+
+class MemoryShortage(SmetError):
+    """The machine or its GPU has less free memory than was asked for."""
+
+
+def memory_shortage(error: BaseException) -> MemoryShortage | None:
+    """What to tell of ``error`` if memory ran out; None if it is another error.
+
+    On a CPU torch raises a plain RuntimeError, which its text alone tells from others.
+    """
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not named and "can't allocate memory" not in str(error):
+        return None
+    reason = (str(error).strip().splitlines() or ["no more memory"])[0]
+    return MemoryShortage(
+        f"out of memory: {reason}\nLower train.micro_batch_size (the batch stays as large) or data.sequence_tokens, "
+        "write train.activation_checkpointing=true, or take a smaller model; smet-plan with the same settings and "
+        "plan.memory_gib=G tells what fits into G GiB",
+        exit_status=1,
+    )

@@ -13,7 +13,7 @@ from rich.console import Console
 from smet_train.analysis.layers import print_layers
 from smet_train.analysis.planning import plan_run
 from smet_train.analysis.summary import format_bytes, print_summary, run_summary
-from smet_train.build import build_data, build_device, build_run, remarks, run_header
+from smet_train.build import beginning, build_data, build_device, build_run, remarks, run_header
 from smet_train.config.continuation import (
     Change,
     about_changed_files,
@@ -23,6 +23,7 @@ from smet_train.config.continuation import (
 )
 from smet_train.config.paths import with_absolute_paths
 from smet_train.config.plain import save_config
+from smet_train.config.plugins import load_plugins
 from smet_train.config.schema import Config
 from smet_train.errors import DataError
 from smet_train.sparse.ledger import count_parameters, sparse_layers
@@ -52,6 +53,7 @@ def run_training(config: Config, run_folder: Path, console: Console | None = Non
     """
     console = console or open_console()
     config = with_absolute_paths(config)
+    load_plugins(config.plugins)
     if config.train.release_freed_memory:
         release_freed_memory()
     if config.train.deterministic:
@@ -121,7 +123,7 @@ def _train(
         save_config(config, run_folder / "config.yaml")
         start_rss_bytes = memory_use(torch.device("cpu"))["rss_bytes"]
         backends = chosen_backends(config, checkpoint)
-        run = build_run(config, run_folder, data, stop, backends)
+        run = build_run(config, run_folder, data, stop, backends, restores=checkpoint is not None)
         run.start_rss_bytes, run.planned = start_rss_bytes, plan_bytes(config, data.tokenizer, backends)
         try:
             start(run, config, checkpoint, changes)
@@ -230,6 +232,8 @@ def announce(console: Console, config: Config, run: Run, source: str, backends: 
         lines.insert(2, f"memory      {peak} in tensors at most, as predicted; torch and data come on top")
     if not run.fresh:
         lines.append(f"resumed     at step {run.state.step:,}")
+    elif config.model.init_from is not None:
+        lines[1:1] = beginning(config)
     for line in lines:
         console.print(line, soft_wrap=True)
         log.info("%s", line)

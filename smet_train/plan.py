@@ -76,6 +76,10 @@ def plan_lines(config: Config, plan: Plan, dense: Plan) -> list[str]:
     """Parameters, peak and operations in words; ``dense`` is the plan of the same model dense."""
     footprint, batch = plan.footprint, config.train.batch_size
     tokens = batch * config.data.sequence_tokens
+    copy = [
+        f"saving       {format_bytes(footprint.saved_bytes)} more in main memory, for the copy that "
+        "checkpoint.asynchronous=true writes in the background"
+    ]
     return [
         f"parameters   {plan.parameters_active:,} active of {plan.parameters_dense:,} "
         f"({plan.parameters_active / plan.parameters_dense:.1%})",
@@ -86,6 +90,7 @@ def plan_lines(config: Config, plan: Plan, dense: Plan) -> list[str]:
         "what the process, torch and the data hold comes on top",
         f"operations   {footprint.flops / 1e12:.4g} TFLOP a step of {tokens:,} tokens as computed, dense "
         f"{dense.footprint.flops / 1e12:.4g} (ratio {footprint.flops / dense.footprint.flops:.3f})",
+        *(copy if config.checkpoint.asynchronous else []),
     ]
 
 

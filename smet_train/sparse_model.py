@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from smet_train.config.densities import parse_densities
+from smet_train.config.init_source import source_tokenizer
 from smet_train.config.schema import Config
 from smet_train.data.cache import default_cache_dir
 from smet_train.data.tokenizer import load_tokenizer
-from smet_train.models import ModelSpec, build_model, checkpoint_activations, default_projections
+from smet_train.models import ModelSpec, Pretrained, build_model, checkpoint_activations, default_projections
 from smet_train.sparse import Layout, SparseLinear, sparsify
 from smet_train.sparse.allocation import Shapes, allocate
 from smet_train.sparse.backends import BACKENDS, get_backend
 from smet_train.sparse.backends.auto import Choice, choose_backend
-from smet_train.sparse.convert import named_layout
+from smet_train.sparse.convert import ChooseSites, named_layout
 from smet_train.sparse.ledger import sparse_layers
+from smet_train.sparse.pruning import inherited_sites, largest_sites
+from smet_train.sparse.sampling import stream_key
 from smet_train.train.precision import hold_parameters
 
 log = logging.getLogger(__name__)
@@ -44,24 +47,9 @@ class _PlannedVocabulary:
     eos_id: int = 0
 
 
-def planned_vocabulary(config: Config) -> Vocabulary:
-    """The vocabulary of the tokenizer that ``config`` names, or the size of the one that will be trained."""
-    named = load_tokenizer(config.data.tokenizer.file, config.data.tokenizer.hub_name)
-    return named or _PlannedVocabulary(config.data.tokenizer.vocab_size)
-
-
-def build_sparse_model(
-    config: Config, tokenizer: Vocabulary, device: torch.device, backends: Backends | None = None
-) -> tuple[nn.Module, dict[str, float]]:
-    """The model on its device, in its precision, and the target density of each sparse layer (none if dense).
-
-    On the meta device its tensors hold no numbers: enough to plan with.
-
-    Args:
-        backends: with ``sparsity.backend=auto`` those that a checkpoint was computed with: its run goes on with them,
-            whatever would be chosen today.
-    """
-    spec = ModelSpec(
+def model_spec(config: Config) -> ModelSpec:
+    """What the settings say of the architecture."""
+    return ModelSpec(
         family=config.model.family.name,
         hidden_size=config.model.hidden_size,
         intermediate_size=config.model.intermediate_size,
@@ -73,6 +61,40 @@ def build_sparse_model(
         initializer_range=config.model.initializer_range,
         config_file=config.model.config_file,
     )
+
+
+def named_tokenizer(config: Config) -> tuple[str | None, str | None]:
+    """(file, name on the hub) of the tokenizer that the settings name: its own, or that of ``model.init_from``."""
+    file, hub_name = config.data.tokenizer.file, config.data.tokenizer.hub_name
+    if file is None and hub_name is None and config.model.init_from is not None:
+        beside = source_tokenizer(Path(config.model.init_from))
+        return None if beside is None else str(beside), None
+    return file, hub_name
+
+
+def planned_vocabulary(config: Config) -> Vocabulary:
+    """The vocabulary of the tokenizer that ``config`` names, or the size of the one that will be trained."""
+    named = load_tokenizer(*named_tokenizer(config))
+    return named or _PlannedVocabulary(config.data.tokenizer.vocab_size)
+
+
+def build_sparse_model(
+    config: Config,
+    tokenizer: Vocabulary,
+    device: torch.device,
+    backends: Backends | None = None,
+    pretrained: Pretrained | None = None,
+) -> tuple[nn.Module, dict[str, float]]:
+    """The model on its device, in its precision, and the target density of each sparse layer (none if dense).
+
+    On the meta device its tensors hold no numbers: enough to plan with.
+
+    Args:
+        backends: with ``sparsity.backend=auto`` those that a checkpoint was computed with: its run goes on with them,
+            whatever would be chosen today.
+        pretrained: weights to begin from in place of random ones; ``model.init_from`` is read by those who open them.
+    """
+    spec = model_spec(config)
     with torch.device("meta") if device.type == "meta" else nullcontext():
         model = build_model(
             spec,
@@ -81,6 +103,8 @@ def build_sparse_model(
             eos_id=tokenizer.eos_id,
             seed=config.seed,
         )
+    if pretrained is not None:
+        pretrained.fill(model)
     densities: dict[str, float] = {}
 
     def allocate_and_note(shapes: Shapes, density: float) -> dict[str, float]:
@@ -106,8 +130,9 @@ def build_sparse_model(
             seed=config.seed,
             block=config.sparsity.block_size,
             backend=choose if named_backend == "auto" else named_backend,
-            init=config.sparsity.init.name,
+            init=config.sparsity.init.name if pretrained is None else "dense",
             allocate=allocate_and_note,
+            choose_sites=None if pretrained is None else choose_trained_sites(pretrained, config.seed),
         )
     hold_parameters(model, config.train.precision.name)
     if config.train.activation_checkpointing:
@@ -116,6 +141,18 @@ def build_sparse_model(
     for layer in sparse_layers(model).values():  # a backend that computes on the CPU may not do so on a GPU
         get_backend(layer.backend.name, layer.layout, layer.values.dtype, device)
     return model, densities
+
+
+def choose_trained_sites(pretrained: Pretrained, seed: int) -> ChooseSites:
+    """First sites by the magnitude of trained weights; a layer that was sparse keeps what its density lets it."""
+
+    def choose(name: str, layout: Layout, weight: Tensor) -> Tensor:
+        if name not in pretrained.sparse:
+            return largest_sites(weight, layout)
+        source, sites_S = pretrained.sites(name, (layout.out_features, layout.in_features))
+        return inherited_sites(weight, layout, sites_S, source, stream_key(seed, name, 0, "added sites"))
+
+    return choose
 
 
 def _computing(config: Config, device: torch.device) -> tuple[torch.device, torch.dtype]:

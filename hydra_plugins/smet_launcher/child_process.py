@@ -1,11 +1,15 @@
 """Each job of a sweep as a child process: no job can end, leak into or disturb another."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType
@@ -18,15 +22,20 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from smet_train.errors import SmetError
+from smet_train.errors import ConfigError, SmetError
 
 _LONGEST_NAME = 200  # file systems allow 255 bytes
+_MISTAKE = 2  # the exit status of a command that can't be run as it is
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
 class ChildProcessLauncherConfig:
+    """``hydra.launcher.…``: ``jobs`` run at a time, each is started anew up to ``retries`` times if it fails."""
+
     _target_: str = "hydra_plugins.smet_launcher.child_process.ChildProcessLauncher"
+    jobs: int = 1
+    retries: int = 0
 
 
 ConfigStore.instance().store(
@@ -53,19 +62,36 @@ def folder_name(overrides: Sequence[str]) -> str:
 
 
 class ChildProcessLauncher(Launcher):
-    """Runs jobs one after another, each as ``python -m smet_train <overrides>`` in a folder named by what the sweep
-    chose for it, or by hydra.sweep.subdir.
+    """Runs jobs, each as ``python -m smet_train <overrides>`` in a folder named by what the sweep chose for it, or by
+    hydra.sweep.subdir.
 
     The output of a job goes to ``console.log`` in its folder. Afterwards the table over all jobs is printed and
-    written to ``sweep.csv`` in the sweep's folder. SIGINT and SIGTERM are passed to the running job, which saves and
-    ends; the jobs after it are not started.
+    written to ``sweep.csv`` in the sweep's folder. SIGINT and SIGTERM are passed to the running jobs, which save and
+    end; the jobs after them are not started.
+
+    Args:
+        jobs: how many run at a time; they share the cores evenly, unless OMP_NUM_THREADS says otherwise.
+        retries: how often a job that failed is started anew; it goes on from its newest checkpoint. A user's mistake
+            is not tried again.
     """
 
-    def __init__(self) -> None:
-        self._child: subprocess.Popen[bytes] | None = None
+    def __init__(self, jobs: int = 1, retries: int = 0) -> None:
+        self._jobs = jobs
+        self._retries = retries
+        self._children: set[subprocess.Popen[bytes]] = set()
+        self._starting = threading.Lock()
         self._stopped_by: int | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:  # noqa: ARG002
+        """Called by Hydra before :meth:`launch`; here a mistake in the settings is told as one.
+
+        Raises:
+            ConfigError: if fewer than one job are to run at a time, or one is to be tried again less than never.
+        """
+        if self._jobs < 1:
+            raise ConfigError(f"hydra.launcher.jobs={self._jobs}: at least one job has to run at a time")
+        if self._retries < 0:
+            raise ConfigError(f"hydra.launcher.retries={self._retries} is out of range; write 0 or more")
         self._context = hydra_context
         self._config = config
 
@@ -78,15 +104,13 @@ class ChildProcessLauncher(Launcher):
         sweep_folder.mkdir(parents=True, exist_ok=True)
         console.print(f"sweep of {len(job_overrides)} runs in {sweep_folder}", soft_wrap=True)
         previous = {number: signal.signal(number, self._forward) for number in _FORWARDED}
-        jobs: list[dict[str, Any]] = []
+        jobs = [
+            self._prepare(number, list(overrides), sweep_folder)
+            for number, overrides in enumerate(job_overrides, start=initial_job_idx)
+        ]
         try:
-            for number, overrides in enumerate(job_overrides, start=initial_job_idx):
-                job = self._prepare(number, list(overrides), sweep_folder)
-                jobs.append(job)
-                if self._stopped_by is None:
-                    console.print(f"[{number + 1}] {job['name']} ...", soft_wrap=True, markup=False)
-                    self._run_job(job)
-                    console.print(f"[{number + 1}] {job['status']} in {job['wall_s']:.0f} s", markup=False)
+            with ThreadPoolExecutor(self._jobs) as pool:
+                list(pool.map(partial(self._run_and_tell, console), jobs))
         finally:
             for signal_number, handler in previous.items():
                 signal.signal(signal_number, handler)
@@ -102,6 +126,7 @@ class ChildProcessLauncher(Launcher):
         chosen = swept_overrides(overrides, self._config.hydra.overrides.task)
         name = str(config.hydra.sweep.subdir) or folder_name(chosen)
         return {
+            "number": number + 1,
             "name": name,
             "overrides": overrides,
             "folder": sweep_folder / name,
@@ -110,29 +135,56 @@ class ChildProcessLauncher(Launcher):
             "wall_s": 0.0,
         }
 
-    def _run_job(self, job: dict[str, Any]) -> None:
+    def _run_and_tell(self, console: Any, job: dict[str, Any]) -> None:
+        """The whole life of a job; in a thread of its own."""
+        if self._stopped_by is not None:
+            return
+        console.print(f"[{job['number']}] {job['name']} ...", soft_wrap=True, markup=False)
         started_s = time.monotonic()
         job["folder"].mkdir(parents=True, exist_ok=True)
+        for attempt in range(self._retries + 1):
+            status = self._run_job(job, attempt)
+            if status in (0, None, _MISTAKE) or attempt == self._retries or self._stopped_by is not None:
+                break
+            console.print(f"[{job['number']}] failed: {job['error']}; trying again", soft_wrap=True, markup=False)
+        job["wall_s"] = time.monotonic() - started_s
+        console.print(f"[{job['number']}] {job['status']} in {job['wall_s']:.0f} s", markup=False)
+
+    def _run_job(self, job: dict[str, Any], attempt: int) -> int | None:
+        """Run a job's process to its end; returns its exit status, None if the sweep was stopped before."""
         quoted = str(job["folder"]).replace("'", r"\'").replace("${", r"\${")
         command = [sys.executable, "-m", "smet_train", *job["overrides"], f"hydra.run.dir='{quoted}'"]
         log = job["folder"] / "console.log"
-        with log.open("wb") as output:
-            # A session of its own: Ctrl-C on the terminal reaches this driver alone, which passes it on once.
-            self._child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-            status = self._child.wait()
-        self._child = None
-        job["wall_s"] = time.monotonic() - started_s
+        with log.open("ab" if attempt else "wb") as output:
+            with self._starting:  # a signal finds every child that was started
+                if self._stopped_by is not None:
+                    return None
+                # A session of its own: Ctrl-C on the terminal reaches this driver alone, which passes it on once.
+                child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env=self._environment(),
+                )
+                self._children.add(child)
+            status = child.wait()
+            self._children.discard(child)
         if self._stopped_by is None:
             job["status"] = "done" if status == 0 else "failed"
-        if job["status"] == "failed":
-            job["error"] = _error_text(log, status)
+            job["error"] = None if status == 0 else _error_text(log, status)
+        return status
+
+    def _environment(self) -> dict[str, str]:
+        threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self._jobs))} if self._jobs > 1 else {}
+        return {**threads, **os.environ}
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         self._stopped_by = number
-        if self._child is not None:
-            self._child.send_signal(number)
+        with self._starting:
+            for child in tuple(self._children):
+                child.send_signal(number)
 
     def _report(self, console: Any, jobs: list[dict[str, Any]], sweep_folder: Path) -> list[dict[str, Any]]:
         from smet_train.analysis.sweep import print_sweep_table, sweep_rows, write_sweep_csv

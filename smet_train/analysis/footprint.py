@@ -44,6 +44,11 @@ class Footprint:
     def state_bytes(self) -> int:
         return sum(row.bytes for row in self.rows)
 
+    @property
+    def saved_bytes(self) -> int:
+        """What a checkpoint holds before it is coded, and hence what an asynchronous save copies."""
+        return sum(row.bytes for row in self.rows if "gradient" not in row.kind)
+
 
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the storages that operations make while this mode is on, as long as they live."""

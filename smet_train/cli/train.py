@@ -9,7 +9,7 @@ from smet_train import __version__
 from smet_train.cli.help import help_text, resume_text, usage_text
 from smet_train.config.launch import launch, resume
 from smet_train.config.schema import Config
-from smet_train.errors import SmetError
+from smet_train.errors import SmetError, memory_shortage
 
 
 def main() -> None:
@@ -33,7 +33,11 @@ def _status(arguments: list[str]) -> int:
     except SmetError as error:
         print(f"smet-train: {error}", file=sys.stderr)
         return error.exit_status
-    except Exception:
+    except Exception as error:
+        shortage = memory_shortage(error)
+        if shortage is not None:
+            print(f"smet-train: {shortage}", file=sys.stderr)
+            return shortage.exit_status
         traceback.print_exc()
         print("smet-train: a failure that it does not know; the lines above say where", file=sys.stderr)
         return 1

@@ -10,9 +10,11 @@ from smet_train.train.lock import LOCK_NAME, run_folder_lock
 _TRACES = {LOCK_NAME, "train.log"}  # what is there before a run has done anything
 
 
-def check_writable(folder: Path) -> None:
+_RUN_REMEDY = "choose another one with hydra.run.dir=... or, for a sweep, hydra.sweep.dir=..."
+
+
+def check_writable(folder: Path, remedy: str = _RUN_REMEDY) -> None:
     """Raises ConfigError if ``folder`` can't be made, or not be written; makes nothing."""
-    remedy = "choose another one with hydra.run.dir=... or, for a sweep, hydra.sweep.dir=..."
     try:
         there = next(path for path in (folder, *folder.parents) if path.exists())
     except OSError as error:
@@ -21,6 +23,17 @@ def check_writable(folder: Path) -> None:
         raise ConfigError(f"the folder {folder} can't be made: {there} is a file; {remedy}")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"the folder {folder} can't be written: {there} is read-only here; {remedy}")
+
+
+def check_empty(folder: Path, remedy: str) -> None:
+    """Raises ConfigError if ``folder`` holds something, is a file, or can't be written; makes nothing."""
+    check_writable(folder, remedy)
+    try:
+        found = next(folder.iterdir(), None) if folder.is_dir() else None
+    except OSError as error:
+        raise ConfigError(f"the folder {folder} can't be read ({error.strerror}); {remedy}") from error
+    if found is not None:
+        raise ConfigError(f"the folder {folder} is not empty, it holds {found.name}; empty it, or {remedy}")
 
 
 class NewFolder:

@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from smet_train.config.fields import value_at
+from smet_train.config.init_source import check_source
 from smet_train.config.schema import Config, DataSource, OnBad
 from smet_train.config.validate import FILE_SOURCES
 from smet_train.errors import ConfigError
 
 # Each a path, a list of paths, or None.
-PATH_KEYS = ("data.files", "data.cache_dir", "data.tokenizer.file", "model.config_file", "checkpoint.resume")
+PATH_KEYS = (
+    "data.files",
+    "data.cache_dir",
+    "data.tokenizer.file",
+    "model.config_file",
+    "model.init_from",
+    "checkpoint.resume",
+    "plugins",
+)
 _HEADS_READ = 100  # with more files than these, their heads are left to the run itself
 
 
@@ -24,6 +33,8 @@ def absolute(key: str, value: Any) -> Any:
         return [absolute(key, text) for text in value]
     if "://" in value or (key == "checkpoint.resume" and value in ("auto", "never")):
         return value
+    if key == "plugins" and not value.endswith(".py"):  # a module
+        return value
     return os.path.abspath(os.path.expanduser(value))
 
 
@@ -32,7 +43,7 @@ def with_absolute_paths(config: Config) -> Config:
     config = copy.deepcopy(config)
     for key in PATH_KEYS:
         section, _, name = key.rpartition(".")
-        setattr(value_at(config, section), name, absolute(key, value_at(config, key)))
+        setattr(value_at(config, section) if section else config, name, absolute(key, value_at(config, key)))
     return config
 
 
@@ -53,6 +64,10 @@ def check_files(config: Config, run_folder: Path) -> None:
     # A run that goes on has its own copy of the tokenizer.
     if config.data.tokenizer.file is not None and not (run_folder / "tokenizer.json").is_file():
         _check_json("data.tokenizer.file", config.data.tokenizer.file, "a tokenizer.json")
+    # A run that goes on has its own weights, and those that it began from may be gone.
+    goes_on = config.checkpoint.resume not in ("auto", "never") or any((run_folder / "checkpoints").glob("step_*"))
+    if config.model.init_from is not None and not goes_on:
+        check_source(config)
     if config.model.config_file is not None:
         _check_json("model.config_file", config.model.config_file, "a transformers config.json")
 

@@ -140,6 +140,10 @@ class ModelConfig:
     tie_embeddings: bool = setting("the output layer shares the embedding's weight", False)
     initializer_range: float = setting("standard deviation of the first dense weights", 0.02, above=0)
     config_file: str | None = setting("path of a transformers config.json (family=auto)", None)
+    init_from: str | None = setting(
+        "folder whose trained weights, and nothing else, are begun from: Hugging Face, run, checkpoint",
+        None,
+    )
 
 
 @dataclass
@@ -317,6 +321,7 @@ class Config:
 
     seed: int = setting("seed of weights, topology and data order", 1, at_least=0, below=2**32)
     method: str = setting("name of the preset; choose it by method=NAME", "smet")
+    plugins: list[str] = setting("Python files (.py) or modules that add backends, rules or sources", [])
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)

@@ -16,6 +16,11 @@ _RULES: list[tuple[Callable[[Config], bool], tuple[str, ...], str]] = [
         ("sparsity.", "topology.", *_REGROWTH, "optimizer.lr_density_rule"),
         "every layer is dense",
     ),
+    (
+        lambda config: config.model.init_from is not None,
+        ("sparsity.init", "model.initializer_range"),
+        "values begin as those of model.init_from",
+    ),
     (lambda config: not config.topology.enabled, ("topology.", *_REGROWTH), "the topology never moves"),
     (lambda config: config.topology.grow is Grow.nothing, (*_DROP_FRACTIONS, *_REGROWTH), "nothing is regrown"),
     (

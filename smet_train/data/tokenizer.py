@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.decoders import DecodeStream
 
 from smet_train.data import cache
 from smet_train.data.files import human_bytes
@@ -29,7 +30,7 @@ class TextTokenizer:
 
     Attributes:
         vocab_size: one more than the largest id.
-        eos_id: the id that ends each document.
+        eos_token, eos_id: the token that ends each document, and its id.
         content_hash: SHA-256 (hex) of the tokenizer and its end-of-text token; equal after saving and loading.
     """
 
@@ -39,7 +40,7 @@ class TextTokenizer:
         # A document that spells "<|endoftext|>" gets the characters, not the token.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
-        self._eos_token = eos_token
+        self.eos_token = eos_token
         eos_id = tokenizer.token_to_id(eos_token)
         assert eos_id is not None  # every caller has looked it up
         self.eos_id: int = eos_id
@@ -74,6 +75,10 @@ class TextTokenizer:
         """Text of ``ids``, special tokens spelled out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
+    def pieces(self) -> "TextPieces":
+        """For text whose tokens come one by one."""
+        return TextPieces(self._tokenizer)
+
     def to_json(self) -> str:
         """The content of its ``tokenizer.json``."""
         return str(self._tokenizer.to_str(pretty=True))
@@ -85,11 +90,31 @@ class TextTokenizer:
         """
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": self._eos_token,
+            "eos_token": self.eos_token,
             "clean_up_tokenization_spaces": False,
         }
         write(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
         write(folder / "tokenizer.json", self.to_json())
+
+
+class TextPieces:
+    """Text of tokens that come one by one; a character whose bytes are several tokens' is given when it is whole."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=False)
+        self._held: list[int] = []
+
+    def add(self, token: int) -> str:
+        """The text that ``token`` completes; "" if there is none yet."""
+        piece = self._stream.step(self._tokenizer, token)
+        self._held = [*self._held, token] if piece is None else []
+        return piece or ""
+
+    def end(self) -> str:
+        """What was held back and has remained incomplete."""
+        held, self._held = self._held, []
+        return str(self._tokenizer.decode(held, skip_special_tokens=False))
 
 
 def load_tokenizer(file: str | None, hub_name: str | None) -> TextTokenizer | None:

@@ -100,6 +100,19 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def transformers_config(spec: ModelSpec, *, vocab_size: int, sequence_tokens: int, eos_id: int) -> Any:
+    """The configuration that transformers builds the model of ``spec`` from.
+
+    Raises:
+        ConfigError: if the config file can't be read or describes no model of transformers.
+    """
+    if spec.family == "llama":
+        return _llama(spec, vocab_size, sequence_tokens, eos_id)
+    if spec.family == "gpt2":
+        return _gpt2(spec, vocab_size, sequence_tokens, eos_id)
+    return _from_file(spec.config_file, vocab_size, sequence_tokens, eos_id)
+
+
 def build_model(spec: ModelSpec, *, vocab_size: int, sequence_tokens: int, eos_id: int, seed: int) -> PreTrainedModel:
     """A causal language model with fp32 weights drawn from ``seed``, on the CPU.
 
@@ -111,12 +124,7 @@ def build_model(spec: ModelSpec, *, vocab_size: int, sequence_tokens: int, eos_i
     Raises:
         ConfigError: if the config file can't be read, or transformers can't build a causal language model from it.
     """
-    if spec.family == "llama":
-        config: Any = _llama(spec, vocab_size, sequence_tokens, eos_id)
-    elif spec.family == "gpt2":
-        config = _gpt2(spec, vocab_size, sequence_tokens, eos_id)
-    else:
-        config = _from_file(spec.config_file, vocab_size, sequence_tokens, eos_id)
+    config = transformers_config(spec, vocab_size=vocab_size, sequence_tokens=sequence_tokens, eos_id=eos_id)
     torch.manual_seed(seed)
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its remarks are about generation and pre-trained weights

@@ -15,21 +15,24 @@ from smet_train.sparse.linear import SparseLinear
 from smet_train.sparse.sampling import first_index, stream_key
 from smet_train.sparse.torch_transformer import leave_fast_paths, reads_weight_itself
 
+ChooseSites = Callable[[str, Layout, Tensor], Tensor]
 
-def _is_conv1d(module: nn.Module) -> bool:
+
+def is_conv1d(module: nn.Module) -> bool:
     """transformers' ``Conv1D`` (GPT-2) is a linear layer that stores W transposed, as (in, out)."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
-def _weight_OI(module: nn.Module) -> Tensor:
+def weight_OI(module: nn.Module) -> Tensor:
+    """The weight of a linear layer as (out, in), sharing its memory."""
     weight = module.weight
     assert isinstance(weight, Tensor)
-    return weight.t() if _is_conv1d(module) else weight
+    return weight.t() if is_conv1d(module) else weight
 
 
 def linear_layer_names(model: nn.Module) -> list[str]:
     """Names of all layers that could be made sparse: ``nn.Linear`` and transformers' ``Conv1D``."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or _is_conv1d(module)]
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or is_conv1d(module)]
 
 
 def default_layers(model: nn.Module) -> list[str]:
@@ -57,7 +60,7 @@ def _output_layer(model: nn.Module, names: Sequence[str]) -> nn.Module | None:
         return output if isinstance(output, nn.Module) else None
     embeddings = {tuple(module.weight.shape) for module in model.modules() if isinstance(module, nn.Embedding)}
     last = model.get_submodule(names[-1]) if names else None
-    return last if last is not None and _shape(_weight_OI(last)) in embeddings else None
+    return last if last is not None and _shape(weight_OI(last)) in embeddings else None
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:
@@ -82,8 +85,8 @@ def _matching(names: Sequence[str], patterns: Iterable[str], key: str) -> set[st
     return chosen
 
 
-def _shape(weight_OI: Tensor) -> tuple[int, int]:
-    return weight_OI.shape[0], weight_OI.shape[1]
+def _shape(dense_OI: Tensor) -> tuple[int, int]:
+    return dense_OI.shape[0], dense_OI.shape[1]
 
 
 def choose_layers(model: nn.Module, include: Iterable[str], exclude: Iterable[str] = ()) -> list[str]:
@@ -132,12 +135,10 @@ def named_layout(name: str, shape: tuple[int, int], density: float, block: int =
 
 @torch.no_grad()
 def sparse_from_dense(
-    dense: nn.Module, layout: Layout, key: int, *, backend: str = "densify", value_scale: float = 1.0
+    dense: nn.Module, layout: Layout, index_K: Tensor, *, backend: str = "densify", value_scale: float = 1.0
 ) -> SparseLinear:
-    """A :class:`SparseLinear` with random first sites, holding ``dense``'s weights at them times ``value_scale``."""
-    weight_OI = _weight_OI(dense)
-    index_K = first_index(layout, key, weight_OI.device)
-    values = gather_values(weight_OI, index_K, layout) * value_scale
+    """A :class:`SparseLinear` with the sites ``index_K``, holding ``dense``'s weights at them times ``value_scale``."""
+    values = gather_values(weight_OI(dense), index_K, layout) * value_scale
     bias = dense.bias.detach().clone() if isinstance(dense.bias, Tensor) else None
     return SparseLinear(layout, index_K, values, bias, backend)
 
@@ -153,6 +154,7 @@ def sparsify(
     backend: str | Callable[[str, Layout], str] = "densify",
     init: str = "active",
     allocate: Callable[[Shapes, float], dict[str, float]] = uniform,
+    choose_sites: ChooseSites | None = None,
 ) -> dict[str, SparseLinear]:
     """Replace the chosen layers in place, one at a time, so that never more than one exists both dense and sparse.
 
@@ -160,11 +162,12 @@ def sparsify(
         include, exclude: glob patterns, see :func:`choose_layers`.
         density: target fraction of active values, in (0, 1].
         block: edge of the blocks that are active or not together; 1 = single values.
-        seed: the first sites of a layer are a function of (seed, layer name).
+        seed: random first sites of a layer are a function of (seed, layer name).
         backend: name of the compute backend, or what tells it for a layer's name and layout.
         init: what the first values are scaled for. ``active`` multiplies the dense initial values by density^-1/2, so
             that a row's output keeps the variance it has with all I inputs; ``dense`` keeps them as they are.
         allocate: density of each layer from ((O, I) of the layers by name, ``density``).
+        choose_sites: the first sites, ascending, of a layer's name, its layout, and its weight (O, I); None = random.
 
     Returns:
         The new layers by name, in model order.
@@ -173,17 +176,23 @@ def sparsify(
         ConfigError: see :func:`choose_layers`.
         LayoutError: if a layer is so small that its density leaves it no active value.
     """
+
+    def random_sites(name: str, layout: Layout, weight: Tensor) -> Tensor:
+        return first_index(layout, stream_key(seed, name, 0, "first sites"), weight.device)
+
+    choose = choose_sites or random_sites
     names = choose_layers(model, include, exclude)
-    shapes = {name: _shape(_weight_OI(model.get_submodule(name))) for name in names}
+    shapes = {name: _shape(weight_OI(model.get_submodule(name))) for name in names}
     densities = allocate(shapes, density)
     layers: dict[str, SparseLinear] = {}
     for name, layer_density in densities.items():
         parent_name, _, child_name = name.rpartition(".")
         layout = named_layout(name, shapes[name], layer_density, block)
+        dense = model.get_submodule(name)
         layers[name] = sparse_from_dense(
-            model.get_submodule(name),
+            dense,
             layout,
-            stream_key(seed, name, 0, "first sites"),
+            choose(name, layout, weight_OI(dense)),
             backend=backend if isinstance(backend, str) else backend(name, layout),
             value_scale=layer_density**-0.5 if init == "active" else 1.0,
         )

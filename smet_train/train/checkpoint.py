@@ -22,7 +22,8 @@ from smet_train.train.files import Written
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
+_READABLE = (2, 3)  # 2 had no coded tensors
 _STATE = "state.json"
 _MANIFEST = "manifest.json"
 _PREFIX = "step_"
@@ -157,8 +158,9 @@ def _read_manifest(path: Path) -> dict[str, Written]:
         raise CheckpointError(f"{_MANIFEST} is damaged ({error})") from None
     if not whole:
         raise CheckpointError(f"{_MANIFEST} differs from its checksum")
-    if found != FORMAT:
-        raise CheckpointError(f"{_MANIFEST} has format {found}, this version of smet-train reads {FORMAT}")
+    if found not in _READABLE:
+        read = " and ".join(map(str, _READABLE))
+        raise CheckpointError(f"{_MANIFEST} has format {found}, this version of smet-train reads {read}")
     if checkpoint_path(path.parent, manifest["step"]).name != path.name:
         raise CheckpointError(f"{_MANIFEST} is that of step {manifest['step']}")
     return {name: Written(**file) for name, file in manifest["files"].items()}
@@ -205,6 +207,6 @@ def load_checkpoint(path: Path) -> Snapshot:
     try:
         names = [Path(name) for name in _read_manifest(path) if name.endswith(".safetensors")]
         tensors = {name.stem: files.read_tensors(path / name) for name in names}
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} can't be used: {error}; resume from another checkpoint") from error
     return Snapshot(tensors, plain)

@@ -18,8 +18,10 @@ from typing import Any
 
 import torch
 import xxhash
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
+
+from smet_train.sparse.coding import CODED, code, decoded
 
 log = logging.getLogger(__name__)
 
@@ -104,30 +106,50 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Written:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
     """A new safetensors file, flushed. The library's own writer copies all tensors first; this one copies none that is
-    contiguous and on the CPU."""
+    contiguous and on the CPU.
+
+    What :mod:`smet_train.sparse.coding` shortens is held coded, as bytes; the file's metadata has its shape and type.
+    """
     return write(path, _safetensors(tensors))
 
 
 def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
     header: dict[str, Any] = {}
+    coded: dict[str, Any] = {}
+    contents: list[Tensor | bytes] = []
     end = 0
     # widest values first, so that each begins at a multiple of its size
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
-    for name, tensor in ordered:
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        content = code(flat)
+        dtype, shape = _DTYPES[tensor.dtype], list(tensor.shape)
+        if content is not None:
+            coded[name] = [dtype, shape]
+            dtype, shape = "U8", [len(content)]
+        start, end = end, end + (flat.nbytes if content is None else len(content))
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+        contents.append(flat if content is None else content)
+    if coded:
+        header["__metadata__"] = {CODED: json.dumps(coded)}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
     yield struct.pack("<Q", len(text)) + text
-    for _, tensor in ordered:
-        if tensor.numel():
-            flat = tensor.detach().cpu().contiguous().view(-1)
-            yield memoryview(flat.view(torch.uint8).numpy().data)
+    for item in contents:
+        if isinstance(item, bytes):
+            yield item
+        elif item.numel():
+            yield memoryview(item.view(torch.uint8).numpy().data)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU."""
-    return load_file(path)
+    """The tensors of a file that :func:`write_tensors` wrote, on the CPU.
+
+    Raises:
+        ValueError: if coded bytes can't be read.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        return {name: decoded(name, file.get_tensor(name), metadata) for name in file.keys()}  # noqa: SIM118  no mapping
 
 
 def read_checksum(path: Path) -> Written:

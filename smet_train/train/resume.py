@@ -43,7 +43,7 @@ def choose_checkpoint(resume: str, run_folder: Path, *, check_all: bool = False)
     if own is not None:
         log.warning("going on from %s, which this run wrote after it had started from %s", own, path)
         return own
-    named = _named_checkpoint(path, check_all=check_all)
+    named = named_checkpoint(path, check_all=check_all)
     if inside:
         _set_later_aside(named)
     return named
@@ -93,7 +93,7 @@ def _tell(path: Path, reason: str, used: Path | None) -> None:
     log.warning("%s can't be used: %s; going on from %s", path, reason, used.name if used else None)
 
 
-def _named_checkpoint(path: Path, *, check_all: bool) -> Path:
+def named_checkpoint(path: Path, *, check_all: bool = False) -> Path:
     """The checkpoint that ``path`` is, or the newest good one of the run folder that it is."""
     if not path.exists():
         raise CheckpointError(

@@ -3,7 +3,11 @@
 import json
 import logging
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from smet_train.errors import CheckpointError
 from smet_train.train.checkpoint import Keep, Snapshot, checkpoint_path, latest_checkpoint, save_checkpoint
@@ -15,7 +19,8 @@ class Saver:
     """One writer of ``folder``.
 
     In the background, a save copies the tensors to memory of its own and returns; the next save waits until it is
-    written. What goes wrong meanwhile is raised by whatever is called next.
+    written. That memory, as much as is saved, is kept from save to save: to have the system hand it out anew would take
+    longer than the copy. What goes wrong meanwhile is raised by whatever is called next.
 
     Args:
         keep: which checkpoints survive.
@@ -30,6 +35,7 @@ class Saver:
         self._warn = warn
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._copies: dict[str, dict[str, Tensor]] = {}
 
     def has(self, step: int) -> bool:
         """Whether the checkpoint of ``step`` is there."""
@@ -50,16 +56,24 @@ class Saver:
         """
         self._settle()
         if self._asynchronous and not last:
-            tensors = {
-                part: {name: tensor.detach().to("cpu", copy=True) for name, tensor in held.items()}
-                for part, held in snapshot.tensors.items()
-            }
-            copied = Snapshot(tensors, json.loads(json.dumps(snapshot.plain)))
+            self._copies = {part: self._copied(part, held) for part, held in snapshot.tensors.items()}
+            copied = Snapshot(self._copies, json.loads(json.dumps(snapshot.plain)))
             self._thread = threading.Thread(target=self._write, args=(step, copied), name="smet-train saver")
             self._thread.start()
         else:
             self._write(step, snapshot)
             self._settle(must=last)
+
+    def _copied(self, part: str, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of ``held`` on the CPU, in the memory of the copies before where they are alike."""
+        before = self._copies.get(part, {})
+        copies: dict[str, Tensor] = {}
+        for name, tensor in held.items():
+            copy = before.get(name)
+            if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+                copy = torch.empty(tensor.shape, dtype=tensor.dtype)
+            copies[name] = copy.copy_(tensor.detach())
+        return copies
 
     def _settle(self, *, must: bool = False) -> None:
         """Wait for what is being written; say or raise what went wrong with it."""

@@ -18,6 +18,7 @@ from smet_train.sparse.ledger import measure
 from smet_train.sparse_model import build_sparse_model
 from smet_train.train.loop import take_sound_step
 from smet_train.train.signals import StopRequest
+from smet_train.train.state import capture
 
 QuickConfig = Callable[..., Config]
 
@@ -94,6 +95,9 @@ def test_a_planned_run_holds_what_a_real_one_holds(
         run = build_run(config, tmp_path, data, StopRequest())
         rows = [*measure(run.model, run.optimizer, fused=run.fused is not None), *run.topology.ledger()]
         assert planned.footprint.rows == rows
+        saved = capture(run).tensors
+        states = [tensor for part in ("model", "optimizer", "topology") for tensor in saved[part].values()]
+        assert planned.footprint.saved_bytes == sum(tensor.nbytes for tensor in states)
 
         windows = torch.zeros(config.train.micro_batch_size, config.data.sequence_tokens + 1, dtype=torch.long)
         state = [value for entry in run.optimizer.state.values() for value in entry.values()]

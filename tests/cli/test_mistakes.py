@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from smet_train.cli import train
 
@@ -81,3 +82,18 @@ def test_an_unknown_failure_keeps_its_traceback(
         train.main()
     assert left.value.code == 1
     assert "RuntimeError: out of luck" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ask", [lambda: torch.empty(10**15), lambda: bytearray(10**15)], ids=["torch", "Python"])
+def test_too_little_memory_is_one_message_with_what_to_write(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ask: Callable[[], object]
+) -> None:
+    monkeypatch.setattr(train, "launch", lambda *_: ask())
+    monkeypatch.setattr(sys, "argv", ["smet-train", "+experiment=demo"])
+    with pytest.raises(SystemExit) as left:
+        train.main()
+    assert left.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith("smet-train: out of memory: ")
+    assert "Lower train.micro_batch_size" in told
+    assert "Traceback" not in told

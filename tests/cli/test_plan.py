@@ -35,6 +35,7 @@ def test_a_plan_is_printed_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = ["plan.densities=[0.1,0.5]", "plan.memory_gib=1", "plan.ranks=[1,4]", "sparsity.density=0.25"]
+    settings.append("checkpoint.asynchronous=true")
     assert call(monkeypatch, *quick, *settings) == 0
     printed = capsys.readouterr().out
     assert "q_proj" in printed
@@ -45,6 +46,7 @@ def test_a_plan_is_printed_and_nothing_is_written(
     assert re.search(r"│ +1 │ .* 0 B │ +0 B │", printed)
     assert re.search(r"│ +4 │ ", printed)
     assert "in 1 GiB: train.micro_batch_size=" in printed
+    assert re.search(r"saving +[\d.]+ MiB more in main memory", printed)
     assert not list(tmp_path.iterdir())
 
 

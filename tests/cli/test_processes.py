@@ -1,6 +1,7 @@
 """Runs that are killed, stopped and swept, as real processes."""
 
 import csv
+import os
 import random
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from smet_train.tracking.jsonl import read_events
@@ -52,6 +54,15 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> No
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline_s
         time.sleep(0.002)
+
+
+def holder(folder: Path) -> int:
+    """The process that trains in ``folder``."""
+    return next(
+        int(process.pid)
+        for process in psutil.process_iter(["cmdline"])
+        if any(str(folder) in word for word in process.info["cmdline"] or ()) and "-m" in process.info["cmdline"]
+    )
 
 
 def trace(folder: Path) -> list[dict[str, Any]]:
@@ -203,3 +214,75 @@ def test_a_stopped_sweep_passes_the_signal_on_and_starts_no_further_job(
         assert [row["status"] for row in csv.DictReader(file)] == ["stopped", "stopped"]
     assert len(list(started[0].parent.glob("checkpoints/step_*"))) > 0
     assert "Traceback" not in output
+
+
+@pytest.mark.timeout(700)
+def test_a_sweep_of_several_at_a_time_loses_killed_jobs_alone_and_makes_up_for_them_when_typed_again(
+    smet_train: SmetTrain, smet_train_process: SmetTrainProcess, tmp_path: Path, long_run: list[str]
+) -> None:
+    command = ["-m", *long_run, "sparsity.density=0.05,0.1,0.25,0.5", "optimizer.lr=0.0005,0.001,0.002"]
+    command.append("hydra.launcher.jobs=2")
+    process = smet_train_process(*command)
+    doomed = ("sparsity.density=0.05,optimizer.lr=0.001", "sparsity.density=0.25,optimizer.lr=0.002")
+    deadline_s = time.monotonic() + 280
+    folder = None
+    for name in doomed:
+        while folder is None or steps_done(folder / name) < 10:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+            folder = next(iter(tmp_path.glob("multirun/*")), None)
+        os.kill(holder(folder / name), signal.SIGKILL)
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 1
+    assert "2 of 12 runs failed" in output
+    (sweep,) = (tmp_path / "multirun").iterdir()
+
+    def table() -> dict[str, dict[str, str]]:
+        with (sweep / "sweep.csv").open(newline="") as file:
+            return {row["name"]: row for row in csv.DictReader(file)}
+
+    rows = table()
+    assert len(rows) == 12
+    assert {name for name, row in rows.items() if row["status"] == "failed"} == set(doomed)
+    assert all("killed by SIGKILL" in rows[name]["error"] for name in doomed)
+    written = {name: (sweep / name / "metrics.jsonl").stat().st_mtime_ns for name in rows}
+
+    again = smet_train(*command)
+    assert again.returncode == 0, again.stderr
+    rows = table()
+    assert [row["status"] for row in rows.values()] == ["done"] * 12
+    assert [row["step"] for row in rows.values()] == [str(STEPS)] * 12
+    assert all(row["eval_loss"] for row in rows.values())
+    rewritten = {name for name in rows if (sweep / name / "metrics.jsonl").stat().st_mtime_ns != written[name]}
+    assert rewritten == set(doomed)
+
+
+def test_a_job_that_fails_is_tried_again_as_often_as_asked_and_a_mistake_is_not(
+    smet_train_process: SmetTrainProcess, tmp_path: Path, long_run: list[str]
+) -> None:
+    process = smet_train_process("-m", *long_run, "sparsity.density=0.1,1.5", "hydra.launcher.retries=1")
+    deadline_s = time.monotonic() + 200
+    while not (found := list(tmp_path.glob("multirun/*/sparsity.density=0.1"))) or steps_done(found[0]) < 10:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    os.kill(holder(found[0]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "1 of 2 runs failed" in output
+    assert output.count("trying again") == 1
+    assert steps_done(found[0]) == STEPS
+    assert "resumed     at step" in (found[0] / "console.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [("jobs=0", "at least one job has to run at a time"), ("retries=-1", "is out of range; write 0 or more")],
+)
+def test_settings_of_the_launcher_that_make_no_sense(
+    smet_train: SmetTrain, quick: list[str], setting: str, told: str
+) -> None:
+    done = smet_train("-m", *quick, "seed=1,2", f"hydra.launcher.{setting}")
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -88,7 +88,9 @@ MUTANTS = [
     ),
     Mutant("the manifest's own checksum is not compared", CHECKPOINT, "    if not whole:", "    if False:", CHECKS),
     Mutant("the manifest's step is not compared", CHECKPOINT, ".name != path.name:", '.name == "":', CHECKS),
-    Mutant("a later format is read", CHECKPOINT, "    if found != FORMAT:", "    if found < FORMAT:", CHECKS),
+    Mutant(
+        "a later format is read", CHECKPOINT, "    if found not in _READABLE:", "    if found < min(_READABLE):", CHECKS
+    ),
     Mutant(
         "rotation keeps one too few", CHECKPOINT, "steps[: -self.newest]", "steps[: -self.newest + 1 or None]", CHECKS
     ),

@@ -256,7 +256,10 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda path: (path / "manifest.json").write_text("{"), "manifest.json is damaged"),
     (lambda path: (path / "manifest.json").write_text("{}"), "manifest.json is damaged"),
     (lambda path: (path / "manifest.json").write_text("[]"), "manifest.json is damaged"),
-    (lambda path: edit_manifest(path, format=99), "manifest.json has format 99, this version of smet-train reads 2"),
+    (
+        lambda path: edit_manifest(path, format=99),
+        "manifest.json has format 99, this version of smet-train reads 2",
+    ),
     (lambda path: edit_manifest(path, step=7), "manifest.json is that of step 7"),
     (lambda path: (path / "state.json").unlink(), "state.json can't be read (No such file or directory)"),
     (lambda path: (path / "model.safetensors").write_bytes(b"short"), "model.safetensors has 5 bytes, not"),

@@ -41,6 +41,21 @@ def test_what_is_saved_is_the_state_when_save_was_called(tmp_path: Path, gate: t
     assert saved.plain["ages"] == [3]
 
 
+def test_the_memory_of_a_copy_serves_the_next_one_as_long_as_the_tensors_are_alike(tmp_path: Path) -> None:
+    writer = Saver(tmp_path, Keep(9), asynchronous=True)
+    states = [{"a": torch.full((5,), 1.0)}, {"a": torch.full((5,), 2.0)}, {"a": torch.ones(4), "b": torch.ones(2)}]
+    memory = []
+    for step, tensors in enumerate(states, 1):
+        writer.save(step, Snapshot({"model": tensors}, {}))
+        writer.close()
+        memory.append(writer._copies["model"]["a"].data_ptr())
+    assert memory[0] == memory[1]
+    for step, tensors in enumerate(states, 1):
+        saved = load_checkpoint(tmp_path / f"step_{step:08d}").tensors["model"]
+        assert saved.keys() == tensors.keys()
+        assert all(saved[name].equal(tensors[name]) for name in tensors)
+
+
 def test_questions_about_checkpoints_wait_for_the_one_being_written(tmp_path: Path, gate: threading.Event) -> None:
     writer = Saver(tmp_path, Keep(2), asynchronous=True)
     for ask in (lambda: writer.has(1), lambda: writer.newest() == tmp_path / "step_00000001"):

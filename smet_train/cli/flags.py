@@ -1,0 +1,85 @@
+"""What the commands with a path and flags share: one line for a mistake, an exit status for every end."""
+
+import argparse
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from smet_train.config.schema import Backend
+from smet_train.errors import CheckpointError, ConfigError, SmetError
+
+DEVICES = ("auto", "cpu", "cuda")
+BACKENDS = tuple(backend.name for backend in Backend if backend is not Backend.auto)
+INTERRUPTED = 128 + signal.SIGINT
+
+
+class Flags(argparse.ArgumentParser):
+    """A parser whose mistakes are errors like all others."""
+
+    def __init__(self, prog: str, description: str, examples: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def add_model_flags(flags: Flags) -> None:
+    """The checkpoint, and where and how its model is computed."""
+    flags.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run folder, or a checkpoint in it")
+    flags.add_argument("--device", choices=DEVICES, default="auto", help="auto = the GPU where there is one")
+    flags.add_argument("--backend", choices=BACKENDS, help="of the sparse layers; default: the run's own")
+
+
+def check_exists(checkpoint: Path) -> None:
+    """Raises CheckpointError if there is nothing at ``checkpoint``: told before torch is imported."""
+    if not checkpoint.exists():
+        raise CheckpointError(f"{checkpoint} does not exist; give a run folder, or a checkpoint in its checkpoints/")
+
+
+def number(
+    kind: type[int] | type[float], at_least: float, at_most: float = math.inf, *, above: bool = False
+) -> Callable[[str], int | float]:
+    """An argparse type: a number from ``at_least`` (``above``: beyond it) to ``at_most``."""
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (value > at_least or (value == at_least and not above)) or value > at_most or value == math.inf:
+            what = "a whole number" if kind is int else "a number"
+            limits = f"{'above' if above else 'of at least'} {at_least:g}"
+            limits += "" if at_most == math.inf else f" and at most {at_most:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what} {limits}")
+        return value
+
+    return parse
+
+
+def run_command(flags: Flags, run: Callable[[argparse.Namespace], None]) -> NoReturn:
+    """Run a console script; exits with 0 when done, 2 for a user's mistake, 1 for a failure, 130 after Ctrl-C."""
+    if len(sys.argv) == 1:
+        print(f"{flags.format_usage()}\n{flags.epilog}\n\n{flags.prog} --help says more.")
+        sys.exit(0)
+    try:
+        run(flags.parse_args())
+    except SmetError as error:
+        print(f"{flags.prog}: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # whoever read the output has gone; Python would complain once more when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(0)

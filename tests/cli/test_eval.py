@@ -1,0 +1,145 @@
+"""``smet-eval``: what it prints and writes, and what it refuses."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from smet_train.cli import eval as command
+from smet_train.config.schema import Config
+from smet_train.evaluation import extra
+from smet_train.job import run_training
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def run_folder(quick_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("smet_eval") / "run"
+    run_training(quick_config("sparsity.density=0.25", "sparsity.backend=csr"), folder)
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """(exit status, output, errors) of the command."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["smet-eval", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            command.main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_usage_and_help(call: Call) -> None:
+    status, printed, _ = call()
+    assert (status, printed.startswith("usage: smet-eval"), "smet-eval RUN" in printed) == (0, True, True)
+    status, printed, _ = call("--help")
+    assert (status, "--max-tokens N" in printed) == (0, True)
+
+
+def test_the_runs_own_loss_is_printed_and_written(call: Call, run_folder: Path) -> None:
+    status, printed, _ = call(run_folder)
+    written = run_folder / "evals" / "step_00000006-eval.json"
+    result = json.loads(written.read_text())
+    assert status == 0
+    assert f"{result['loss']:.4f} nats a token" in printed
+    assert f"written {written}" in printed
+    assert result["loss"] == result["recorded_loss"]
+    assert result["command"] == ["smet-eval", str(run_folder)]
+    assert result["backends"] == ["csr"]
+    assert result["step"] == 6
+    assert result["tokens"] == 4 * 32
+    assert result["seconds"] > 0
+    assert {"smet-train", "torch", "transformers", "python"} <= result["versions"].keys()
+
+
+def test_other_data_and_another_file(call: Call, run_folder: Path, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out.json"
+    checkpoint = run_folder / "checkpoints" / "step_00000003"
+    text = ["--data", "text", "--files", corpus, "--text-unit", "line", "--max-tokens", "50"]
+    status, printed, _ = call(checkpoint, *text, "--backend", "reference", "--batch-size", "1", "--out", out)
+    result = json.loads(out.read_text())
+    assert status == 0
+    assert "2 of 32 tokens, the last of 18" in printed
+    assert (result["step"], result["tokens"], result["split"]) == (3, 50, "all")
+    assert result["backends"] == ["reference"]
+    assert call(run_folder, *text)[0] == 0
+    assert len(list((run_folder / "evals").glob("step_00000006-text-all-*.json"))) == 1
+
+
+def test_the_name_of_a_file_for_tasks(
+    call: Call, run_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = {
+        "results": {"a": {"name": "a", "acc,none": 0.5, "acc_stderr,none": 0.1, "f1,flexible": 1.0}},
+        "n-shot": {"a": 0},
+        "n-samples": {"a": {"effective": 7}},
+    }
+    monkeypatch.setattr("smet_train.evaluation.report.run_tasks", lambda *_, **settings: {**found, "given": settings})
+    status, printed, _ = call(run_folder, "--tasks", "a", "--limit", "7", "--task-path", tmp_path)
+    assert status == 0
+    assert "f1 (flexible)" in printed
+    result = json.loads((run_folder / "evals" / "step_00000006-a.json").read_text())
+    assert result["given"]["limit"] == 7
+    assert result["given"]["batch_size"] == 2
+    assert call(run_folder, "--tasks", "a" * 70, "b/c")[0] == 0
+    assert len(list((run_folder / "evals").glob("step_00000006-tasks-*.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere does not exist; give a run folder"),
+        (["RUN", "--data", "texts"], "invalid choice: 'texts'"),
+        (["RUN", "--data", "text"], "--data text needs --files GLOB"),
+        (["RUN", "--data", "text", "--files", "no/*.txt"], "matches no file"),
+        (["RUN", "--data", "hub"], "--data hub needs --name"),
+        (["RUN", "--data", "text", "--files", "x", "--split", "eval"], "leave --data out, or write all"),
+        (["RUN", "--files", "x"], "--files needs --data text|jsonl|parquet"),
+        (["RUN", "--data", "text", "--files", "x", "--hub-split", "test"], "--hub-split needs --data hub"),
+        (["RUN", "--limit", "3"], "--limit needs --tasks NAME"),
+        (["RUN", "--tasks", "a", "--max-tokens", "3"], "--max-tokens is for a text, not for --tasks"),
+        (["RUN", "--tasks", "a", "--task-path", "nowhere"], "--task-path nowhere is no folder"),
+        (["RUN", "--max-tokens", "0"], "'0' is not a whole number of at least 1"),
+        (["RUN", "--max-tokens", "many"], "'many' is not a whole number of at least 1"),
+        (["RUN", "--device", "cuda"], "torch sees no GPU here"),
+        (["RUN", "--tokens", "3"], "unrecognized arguments: --tokens 3; see smet-eval --help"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line(
+    call: Call, run_folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    status, _, errors = call(*[run_folder if argument == "RUN" else argument for argument in arguments])
+    assert status == 2
+    assert message in errors
+    assert errors.startswith("smet-eval: ")
+    assert len(errors.splitlines()) == 1
+
+
+def test_without_the_harness_the_extra_is_named(call: Call, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extra, "find_spec", lambda _: None)
+    status, _, errors = call(run_folder, "--tasks", "a")
+    assert (status, "pip install 'smet-train[eval]'" in errors) == (2, True)
+
+
+def test_a_file_that_can_not_be_written_is_a_failure(call: Call, run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    status, _, errors = call(run_folder, "--out", tmp_path / "file" / "out.json")
+    assert status == 1
+    assert "out.json can't be written (" in errors
+
+
+def test_ctrl_c_ends_it_without_a_traceback(call: Call, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("smet_train.evaluation.report.text_loss", interrupted)
+    assert call(run_folder)[0] == 130

@@ -1,0 +1,106 @@
+"""``smet-export``: what it writes, what it says, and what it refuses before torch is imported."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from smet_train.cli import export as command
+from smet_train.config.schema import Config
+from smet_train.export.write import _WRITERS
+from smet_train.job import run_training
+
+
+@pytest.fixture(scope="module")
+def run_folder(quick_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli_export") / "run"
+    run_training(quick_config(), folder)
+    return folder
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["smet-export", *arguments])
+    try:
+        command.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize("format", _WRITERS)
+def test_a_run_folder_is_exported(
+    format: str,
+    run_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, str(run_folder), "--format", format, "--out", "models/little") == 0
+    printed = capsys.readouterr()
+    assert f"step_00000006, step 6, as {format} in models/little" in printed.out
+    assert "its parameters dense are" in printed.out
+    assert not printed.err
+    names = {path.name for path in (tmp_path / "models" / "little").iterdir()}
+    assert names >= {"README.md", "tokenizer.json", "tokenizer_config.json"}
+    assert "# little\n" in (tmp_path / "models" / "little" / "README.md").read_text()
+    assert call(monkeypatch, str(run_folder), "--format", format, "--out", "models/little") == 2
+    assert "models/little is not empty" in capsys.readouterr().err
+
+
+MISTAKES = [
+    (["nowhere", "--format", "hf", "--out", "new"], "nowhere does not exist; give a run folder"),
+    ([".", "--format", "hf", "--out", "full"], "full is not empty, it holds file; empty it, or give another folder"),
+    ([".", "--format", "onnx", "--out", "new"], "invalid choice: 'onnx'"),
+    ([".", "--format", "hf"], "required: --out"),
+    (["--format", "hf", "--out", "new"], "required: CHECKPOINT"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "status", "expected"), [
+    *((arguments, 2, message) for arguments, message in MISTAKES),
+    ([], 0, "usage: smet-export CHECKPOINT --format hf|sparse|torch --out DIR"),
+    (["--help"], 0, "smet-export outputs/demo-1a2b3c4d --format hf --out exported/demo"),
+])  # fmt: skip
+def test_mistakes_and_questions_need_none_of_the_heavy_libraries(
+    arguments: list[str], status: int, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    script = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['torch', 'transformers', 'datasets', 'safetensors', 'rich']))\n"
+        "from smet_train.cli.export import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == status, done.stderr
+    assert expected in done.stdout + done.stderr
+    if status:
+        assert done.stderr.startswith("smet-export: ")
+        assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_is_no_checkpoint_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert call(monkeypatch, str(tmp_path / "empty"), "--format", "hf", "--out", str(tmp_path / "out")) == 2
+    assert capsys.readouterr().err.startswith(f"smet-export: {tmp_path / 'empty'} is not a checkpoint")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interruption_is_no_traceback(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("smet_train.export.write.export", interrupt)
+    assert call(monkeypatch, str(run_folder), "--format", "hf", "--out", str(tmp_path / "out")) == 130
+    assert not capsys.readouterr().err

@@ -1,0 +1,121 @@
+"""``smet-generate``: text on standard output as it comes, everything else on standard error."""
+
+import io
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from smet_train.cli import generate as command
+from smet_train.config.schema import Config
+from smet_train.job import run_training
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def run_folder(quick_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("smet_generate") / "run"
+    run_training(quick_config("sparsity.density=0.25", "sparsity.backend=csr"), folder)
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """(exit status, output, errors) of the command."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["smet-generate", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            command.main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_usage(call: Call) -> None:
+    status, printed, _ = call()
+    assert (status, printed.startswith("usage: smet-generate")) == (0, True)
+
+
+def test_texts_follow_the_prompt_and_depend_on_their_seed_alone(call: Call, run_folder: Path) -> None:
+    few = ["--max-tokens", "12"]
+    status, two, errors = call(run_folder, "the model", *few, "--seed", "5", "--n", "2")
+    assert status == 0
+    first, second = two.split("\n\n" + "-" * 40 + "\n")
+    assert first.startswith("the model")
+    assert errors.count("tokens/s") == 2
+    assert call(run_folder, "the model", *few, "--seed", "6")[1] == second
+    greedy = [call(run_folder, "the model", *few, "--temperature", "0", "--seed", seed)[1] for seed in ("1", "2")]
+    assert greedy[0] == greedy[1]
+
+
+def test_the_prompt_from_standard_input(call: Call, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Käse\n".encode())))
+    assert call(run_folder, "-", "--max-tokens", "1")[1].startswith("Käse\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Käse".encode("latin-1"))))
+    status, _, errors = call(run_folder, "-")
+    assert (status, "standard input is not UTF-8" in errors) == (2, True)
+
+
+def test_positions_are_told(call: Call, run_folder: Path) -> None:
+    status, _, errors = call(run_folder, " model" * 1020, "--temperature", "0")
+    assert status == 0
+    assert "the model has positions for 3 more tokens after the prompt, not for 100" in errors
+    status, printed, errors = call(run_folder, " model" * 1100)
+    assert (status, printed) == (2, "")
+    assert errors.startswith("smet-generate: the prompt has 1100 tokens, and the model has positions for 1024")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--temperature", "-1", "'-1' is not a number of at least 0"),
+        ("--temperature", "inf", "'inf' is not a number of at least 0"),
+        ("--temperature", "nan", "'nan' is not a number of at least 0"),
+        ("--top-p", "0", "'0' is not a number above 0 and at most 1"),
+        ("--top-k", "1.5", "'1.5' is not a whole number of at least 0"),
+        ("--backend", "fast", "invalid choice: 'fast'"),
+    ],
+)
+def test_a_mistake_is_one_line(call: Call, run_folder: Path, flag: str, value: str, message: str) -> None:
+    status, printed, errors = call(run_folder, "the", flag, value)
+    assert (status, printed, len(errors.splitlines())) == (2, "", 1)
+    assert message in errors
+
+
+@pytest.fixture
+def endless(run_folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that has begun to write and will not end by itself for long."""
+    arguments = [str(run_folder), "the", "--max-tokens", "1000", "--n", "10000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "smet_train.cli.generate", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert len(process.stdout.read(20)) == 20
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_it_without_a_traceback(endless: subprocess.Popen[bytes]) -> None:
+    endless.send_signal(signal.SIGINT)
+    _, errors = endless.communicate(timeout=60)
+    assert endless.returncode == 130
+    assert b"Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_ends_it(endless: subprocess.Popen[bytes]) -> None:
+    assert endless.stdout is not None
+    assert endless.stderr is not None
+    endless.stdout.close()
+    errors = endless.stderr.read()
+    assert endless.wait(timeout=60) == 1
+    assert b"Traceback" not in errors
+    assert b"BrokenPipe" not in errors
