@@ -25,6 +25,7 @@ from smet_train.config.continuation import (
 )
 from smet_train.config.paths import with_absolute_paths
 from smet_train.config.plain import save_config
+from smet_train.config.plugins import load_plugins
 from smet_train.config.schema import Config
 from smet_train.errors import DataError
 from smet_train.sparse.ledger import count_parameters, sparse_layers
@@ -56,6 +57,7 @@ def run_training(config: Config, run_folder: Path, console: Console | None = Non
     """
     console = console or open_console()
     config = with_absolute_paths(config)
+    load_plugins(config.plugins)
     if config.train.release_freed_memory:
         release_freed_memory()
     if config.train.deterministic:

@@ -66,7 +66,7 @@ def test_the_steps_of_a_document_are_found_in_order() -> None:
     text = (
         "# T\n\n## One\n\n```console\n$ a b\nx\ny\n$ c\n```\n\n```bash\nno\n```\n\n## Two\n\n```console\n$ d\n…\n```\n"
     )
-    assert steps(text) == [Step("One", "a b", "x\ny\n"), Step("One", "c", ""), Step("Two", "d", "…\n")]
+    assert steps(text) == [Step("a b", "x\ny\n"), Step("c", ""), Step("d", "…\n")]
 
 
 @pytest.mark.parametrize(

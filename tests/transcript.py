@@ -22,21 +22,19 @@ _ANY = "…"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A command of a document, the heading that it stands under, and the output that is shown."""
+    """A command of a document and the output that is shown."""
 
-    heading: str
     command: str
     shown: str
 
 
 def steps(text: str) -> list[Step]:
     """The steps of a document in order."""
-    found, heading = [], ""
-    for title, block in re.findall(r"^## ([^\n]*)$|^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        heading = title or heading
+    found = []
+    for block in re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             command, _, shown = part.partition("\n")
-            found.append(Step(heading, command, shown))
+            found.append(Step(command, shown))
     return found
 
 

@@ -1,20 +1,17 @@
 """The console script ``smet-report``: charts and tables of runs, as one page and as pictures."""
 
 import argparse
-import sys
 from pathlib import Path
-from typing import NoReturn
 
+from smet_train.cli.flags import Flags, run_command
 from smet_train.config.identity import short_hash
-from smet_train.errors import SmetError
 from smet_train.report.report import IMAGES_NAME, build_report, write_report
 from smet_train.report.runs import Found, ReportError, find, newest_run
 
 RUNS_FOLDER = Path("outputs")
 
-USAGE = "usage: smet-report RUN [RUN ...] [--out DIR] [--no-png]\n       smet-report --newest"
-
-EPILOG = """\
+EXAMPLES = """\
+examples:
   smet-report outputs/demo-1a2b3c4d                      one run, finished or still training
   smet-report outputs/demo-1a2b3c4d outputs/demo-5e6f7a8b --out compared
   smet-report multirun/demo-9a8b7c6d                     all runs of a sweep, and its charts by density
@@ -24,44 +21,28 @@ RUN is a run folder, or a sweep's. One run's report is written to RUN/report.htm
 to outputs/report-<name>/. The page needs no network."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ReportError(f"{message}; smet-report --help tells what can be given")
-
-
 def main() -> None:
-    """Run the command line; exits with 0 when done, 2 for a user's mistake, 1 for a failure."""
-    if not sys.argv[1:]:
-        print(f"{USAGE}\n\n{EPILOG}")
-        return
-    try:
-        _run(_parser().parse_args())
-    except SmetError as error:
-        print(f"smet-report: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    """Run the command line; exits with 0 when done, 2 for a user's mistake, 1 for a failure, 130 after Ctrl-C."""
+    run_command(_flags(), _run)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="smet-report",
-        description="Charts and tables of runs: one page that opens without a network, and a PNG of each chart.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def _flags() -> Flags:
+    flags = Flags(
+        "smet-report", "Charts and tables of runs: one page that opens without a network, and a PNG of each.", EXAMPLES
     )
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="a run folder, or a sweep's")
-    parser.add_argument("--newest", action="store_true", help="the run under outputs/ that was last started")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where report.html is written")
-    parser.add_argument("--no-png", action="store_true", help="the page alone")
-    return parser
+    flags.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="a run folder, or a sweep's")
+    flags.add_argument("--newest", action="store_true", help="the run under outputs/ that was last started")
+    flags.add_argument("--out", type=Path, metavar="DIR", help="where report.html is written")
+    flags.add_argument("--no-png", action="store_true", help="the page alone")
+    return flags
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    if arguments.newest == bool(arguments.runs):
+def _run(given: argparse.Namespace) -> None:
+    if given.newest == bool(given.runs):
         raise ReportError("give the folders of runs, or --newest alone; smet-report --help shows examples")
-    found = find([newest_run(RUNS_FOLDER)] if arguments.newest else arguments.runs)
+    found = find([newest_run(RUNS_FOLDER)] if given.newest else given.runs)
     report = build_report(found)
-    page, n_images = write_report(report, arguments.out or _default_folder(found), images=not arguments.no_png)
+    page, n_images = write_report(report, given.out or _default_folder(found), images=not given.no_png)
     for chart in report.left_out:
         print(f"left out    {chart.title}: {chart.why}")
     for note in report.notes:

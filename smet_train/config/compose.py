@@ -18,6 +18,7 @@ from smet_train.config.fields import leaves, spell
 from smet_train.config.identity import default_run_folder, fresh_folder, short_hash
 from smet_train.config.locate import config_folder
 from smet_train.config.plain import flatten
+from smet_train.config.plugins import load_plugins, open_schema
 from smet_train.config.saved import read_settings
 from smet_train.config.schema import Config
 from smet_train.config.validate import check_range, validate
@@ -66,7 +67,7 @@ def store_run(run_folder: Path) -> dict[str, Any]:
     saved = read_settings(run_folder)
     try:
         with translated():
-            OmegaConf.merge(OmegaConf.structured(Config), _escaped(saved))
+            OmegaConf.merge(OmegaConf.structured(open_schema()), _escaped(saved))
     except ConfigError as error:
         raise ConfigError(f"{run_folder / 'config.yaml'}: {error}") from error
     hydra_settings = yaml.safe_load((config_folder() / f"{MAIN_CONFIG}.yaml").read_text(encoding="utf-8"))["hydra"]
@@ -105,11 +106,12 @@ def _from_dotlist(override: str) -> DictConfig:
 
 
 def to_config(settings: DictConfig) -> Config:
-    """What Hydra composed, without its own section, as the dataclass that the program reads."""
+    """What Hydra composed, without its own section, as the dataclass that the program reads; its plugins are loaded."""
     trained = OmegaConf.masked_copy(settings, [str(key) for key in settings if key != "hydra"])
     # By way of plain values: a key that an override added with a plus sign would otherwise be let through.
-    plain = OmegaConf.to_container(trained, resolve=True, enum_to_str=True)
+    plain: Any = OmegaConf.to_container(trained, resolve=True, enum_to_str=True)
     _check_complete(plain)
+    load_plugins(plain["plugins"])
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _escaped(plain)))
     assert isinstance(config, Config)
     return config
@@ -216,7 +218,7 @@ def _explain(error: Exception) -> str:
 
 def register() -> None:
     """Tell Hydra the schema and the names of folders."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(name="schema", node=open_schema())
     OmegaConf.register_new_resolver("smet.run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("smet.sweep_folder", _sweep_folder, replace=True)
 

@@ -12,6 +12,7 @@ from smet_train.config.schema import Config
 # Settings that do not change what a run computes up to a step, so that a run may go on with other ones: how far it
 # goes, how often it reports and saves, what it starts from, on what machine it runs, slow checks.
 VOLATILE_KEYS = (
+    "plugins",  # where they lie; what of them is used is said by other settings
     "train.steps",
     "train.device",
     "train.eval_interval",

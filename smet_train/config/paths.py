@@ -20,6 +20,7 @@ PATH_KEYS = (
     "model.config_file",
     "model.init_from",
     "checkpoint.resume",
+    "plugins",
 )
 _HEADS_READ = 100  # with more files than these, their heads are left to the run itself
 
@@ -32,6 +33,8 @@ def absolute(key: str, value: Any) -> Any:
         return [absolute(key, text) for text in value]
     if "://" in value or (key == "checkpoint.resume" and value in ("auto", "never")):
         return value
+    if key == "plugins" and not value.endswith(".py"):  # a module
+        return value
     return os.path.abspath(os.path.expanduser(value))
 
 
@@ -40,7 +43,7 @@ def with_absolute_paths(config: Config) -> Config:
     config = copy.deepcopy(config)
     for key in PATH_KEYS:
         section, _, name = key.rpartition(".")
-        setattr(value_at(config, section), name, absolute(key, value_at(config, key)))
+        setattr(value_at(config, section) if section else config, name, absolute(key, value_at(config, key)))
     return config
 
 

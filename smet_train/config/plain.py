@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from smet_train.config.plugins import admit_saved
 from smet_train.config.schema import Config
 from smet_train.errors import ConfigError
 
@@ -29,11 +30,12 @@ def plain(value: Any) -> Any:
 
 
 def from_dict(settings: dict[str, Any]) -> Config:
-    """The configuration that :func:`to_dict` gave; what its version did not have yet is a default.
+    """The configuration that :func:`to_dict` gave, its plugins loaded; what its version did not have is a default.
 
     Raises:
         ConfigError: for a key that this version does not have, or an unknown name of a choice.
     """
+    admit_saved(settings)
     config: Config = _section(Config, settings, "")
     return config
 

@@ -363,6 +363,7 @@ class Config:
 
     seed: int = setting("seed of weights, topology and data order", 1, at_least=0, below=2**32)
     method: str = setting("name of the preset; choose it by method=NAME", "smet")
+    plugins: list[str] = setting("Python files (.py) or modules that add backends, rules or sources", [])
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)

@@ -5,6 +5,7 @@ from typing import Any
 
 from smet_train.config.densities import parse_densities
 from smet_train.config.fields import Leaf, leaves, spell, value_at
+from smet_train.config.plugins import added
 from smet_train.config.schema import Config, DataConfig, DataSource, Drop, Family, Grow, ModelConfig, RegrowMoments
 from smet_train.errors import ConfigError
 
@@ -120,7 +121,7 @@ def _check_topology(config: Config) -> None:
         ("probe_steps", needs_gradient, "topology.grow=gradient or topology.drop=magnitude_and_gradient"),
     ):
         value = getattr(topology, name)
-        if not read and value != getattr(Config().topology, name):
+        if not read and not added(topology.drop) and value != getattr(Config().topology, name):
             raise ConfigError(f"topology.{name}={value} is read with {where} alone; write that too, or leave it out")
     if topology.grow is Grow.nothing:
         _check_pruning(config)
@@ -204,7 +205,7 @@ def _check_divides(whole_key: str, whole: int, part_key: str, part: int) -> None
 
 def _check_data(data: DataConfig) -> None:
     for name, sources in _READ_BY.items():
-        if data.source not in sources and getattr(data, name) != getattr(DataConfig(), name):
+        if data.source not in sources and not added(data.source) and getattr(data, name) != getattr(DataConfig(), name):
             names = [source.name for source in sources]
             raise ConfigError(
                 f"data.{name}={spell(getattr(data, name))} is not read by data.source={data.source.name}; it is for "

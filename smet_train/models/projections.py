@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from smet_train.sparse.convert import linear_layer_names
+from smet_train.sparse.convert import default_layers
 
 PROJECTIONS = {
     "llama": (
@@ -17,6 +17,4 @@ def default_projections(family: str, model: nn.Module) -> tuple[str, ...]:
     """Glob patterns of the attention and MLP projections; for an unknown family every linear layer but the output."""
     if family in PROJECTIONS:
         return PROJECTIONS[family]
-    get_output = getattr(model, "get_output_embeddings", None)
-    output = get_output() if callable(get_output) else None
-    return tuple(name for name in linear_layer_names(model) if model.get_submodule(name) is not output)
+    return tuple(default_layers(model))

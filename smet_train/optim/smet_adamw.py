@@ -87,13 +87,23 @@ class SmetAdamW(torch.optim.Optimizer):
             "topology_moves": topology_moves,
             "moments": moments,
         }
-        super().__init__(params, defaults)
         self.seed = seed
         self._tables: dict[tuple[Any, ...], Tensor] = {}
         self._places: dict[Tensor, tuple[dict[str, Any], str]] = {}
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take over further parameters, and make their state."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for parameter in group["params"]:
+            self._make_state(parameter, group)
+        self._find_places()
+
+    def _find_places(self) -> None:
+        """The group of each parameter, and the key of its stream of random numbers."""
         for number, group in enumerate(self.param_groups):
             for position, parameter in enumerate(group["params"]):
-                self._make_state(parameter, group)
                 self._places[parameter] = group, f"{number}.{position}"
 
     def _make_state(self, parameter: nn.Parameter, group: Mapping[str, Any]) -> None:
@@ -175,6 +185,31 @@ class SmetAdamW(torch.optim.Optimizer):
             tensors.update({f"{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)})
             plain[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
         return tensors, plain
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of any torch optimizer, but verbatim: torch's own casts ages and fp32 moments to the parameter's dtype.
+
+        State is put on its parameter's device.
+
+        Raises:
+            CheckpointError: if a state is missing, left over, or of another shape or dtype.
+        """
+        held = self.state
+        super().load_state_dict({**state_dict, "state": {}})
+        self.state = held
+        self._find_places()  # the groups are new dictionaries
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        saved = {str(place): state_dict["state"].get(number, {}) for place, number in enumerate(numbers)}
+        for parameter in parameters:
+            state = held[parameter]
+            state.update({k: v.to(parameter.device) for k, v in state.items() if isinstance(v, Tensor)})
+        self.restore(
+            {parameter: str(place) for place, parameter in enumerate(parameters)},
+            {f"{name}.{k}": v for name, state in saved.items() for k, v in state.items() if isinstance(v, Tensor)},
+            {name: {k: v for k, v in state.items() if not isinstance(v, Tensor)} for name, state in saved.items()},
+        )
 
     @torch.no_grad()
     def restore(self, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:

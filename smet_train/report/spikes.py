@@ -1,5 +1,7 @@
 """Charts of what a topology update does to the loss right after it."""
 
+import itertools
+
 import numpy as np
 
 from smet_train.report.charts import Axis, Band, Chart, LeftOut, Series
@@ -25,7 +27,7 @@ def windows(run: RunRecord) -> Numbers:
     baselines = {float(event["step"]): float(event["baseline"]) for event in measured}
     updates = run.updates.tolist()
     rows = []
-    for at, following in zip(updates, [*updates[1:], np.inf], strict=True):
+    for at, following in itertools.pairwise([*updates, np.inf]):
         row = np.array([losses.get(at + k, np.nan) if at + k <= following else np.nan for k in OFFSETS])
         row[~np.isfinite(row)] = np.nan
         before = row[1 : BEFORE_STEPS + 1]

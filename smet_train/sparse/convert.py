@@ -13,6 +13,7 @@ from smet_train.sparse.dense import gather_values
 from smet_train.sparse.layout import Layout
 from smet_train.sparse.linear import SparseLinear
 from smet_train.sparse.sampling import first_index, stream_key
+from smet_train.sparse.torch_transformer import leave_fast_paths, reads_weight_itself
 
 ChooseSites = Callable[[str, Layout, Tensor], Tensor]
 
@@ -32,6 +33,42 @@ def weight_OI(module: nn.Module) -> Tensor:
 def linear_layer_names(model: nn.Module) -> list[str]:
     """Names of all layers that could be made sparse: ``nn.Linear`` and transformers' ``Conv1D``."""
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or is_conv1d(module)]
+
+
+def default_layers(model: nn.Module) -> list[str]:
+    """Names of the linear layers to make sparse where the user names none, in model order.
+
+    All but the output layer, layers that share their weight, and those whose weight another module reads. The output
+    layer is what ``get_output_embeddings`` says; in a model without it the last, if it is shaped like an embedding.
+    """
+    owners = _owners(model)
+    names = linear_layer_names(model)
+    output = _output_layer(model, names)
+    return [
+        name
+        for name in names
+        if model.get_submodule(name) is not output
+        and len(owners[id(model.get_submodule(name).weight)]) == 1
+        and not reads_weight_itself(model, name)
+    ]
+
+
+def _output_layer(model: nn.Module, names: Sequence[str]) -> nn.Module | None:
+    get_output = getattr(model, "get_output_embeddings", None)
+    if callable(get_output):
+        output = get_output()
+        return output if isinstance(output, nn.Module) else None
+    embeddings = {tuple(module.weight.shape) for module in model.modules() if isinstance(module, nn.Embedding)}
+    last = model.get_submodule(names[-1]) if names else None
+    return last if last is not None and _shape(weight_OI(last)) in embeddings else None
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """Under which names each parameter is held."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    return owners
 
 
 def _matching(names: Sequence[str], patterns: Iterable[str], key: str) -> set[str]:
@@ -58,7 +95,8 @@ def choose_layers(model: nn.Module, include: Iterable[str], exclude: Iterable[st
     Patterns are globs on the whole dotted name: ``*.q_proj``, ``model.layers.0.*``.
 
     Raises:
-        ConfigError: if a pattern matches no linear layer, if nothing is left, or if a chosen layer's weight is shared.
+        ConfigError: if a pattern matches no linear layer, if nothing is left, or if a chosen layer's weight is shared
+            or read by another module.
     """
     names = linear_layer_names(model)
     chosen = _matching(names, include, "sparsity.include") - _matching(names, exclude, "sparsity.exclude")
@@ -67,10 +105,13 @@ def choose_layers(model: nn.Module, include: Iterable[str], exclude: Iterable[st
             "sparsity.exclude leaves no layer of sparsity.include; take patterns out of sparsity.exclude or choose "
             "method=dense"
         )
-    owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
+    owners = _owners(model)
     for name in sorted(chosen):
+        if reads_weight_itself(model, name):
+            raise ConfigError(
+                f"sparsity.include: layer {name} can't be made sparse, because nn.MultiheadAttention reads its weight "
+                "without calling it; add '*.out_proj' to sparsity.exclude"
+            )
         shared = owners[id(model.get_submodule(name).weight)]
         if len(shared) > 1:
             raise ConfigError(
@@ -156,4 +197,5 @@ def sparsify(
             value_scale=layer_density**-0.5 if init == "active" else 1.0,
         )
         setattr(model.get_submodule(parent_name), child_name, layers[name])
+    leave_fast_paths(model)
     return layers

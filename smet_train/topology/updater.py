@@ -18,10 +18,9 @@ from smet_train.topology.apply import apply_move, apply_shrink, check_moved
 from smet_train.topology.exploration import Exploration, exploration_bytes
 from smet_train.topology.move import Move, make_move
 from smet_train.topology.probe import Probed, probe_bytes, probe_gradients
-from smet_train.topology.rules import MoveRules
+from smet_train.topology.rules import MoveRules, Question, grown_sites, scores
 from smet_train.topology.schedule import TopologySchedule
-from smet_train.topology.scores import magnitude, magnitude_and_gradient, soft_magnitude
-from smet_train.topology.select import grow_random, keep_highest
+from smet_train.topology.select import keep_highest
 
 log = logging.getLogger(__name__)
 
@@ -208,18 +207,15 @@ class TopologyUpdater:
             assert probed is not None
             grown = probed.sites[name] if count else index_K.new_empty(0)
         else:
-            grown = grow_random(index_K, count, layer.layout.sites, stream_key(self.seed, name, step, "grow"))
+            grown = grown_sites(self._question(name, layer, step, "grow", None), count)
         return make_move(index_K, keep, grown)
 
     def _scores(self, name: str, layer: SparseLinear, step: int, probed: Probed | None) -> Tensor:
-        if self.rules.drop == "soft_magnitude":
-            key = stream_key(self.seed, name, step, "drop")
-            return soft_magnitude(layer.values, self.rules.drop_temperature, key)
-        if self.rules.drop == "magnitude_and_gradient":
-            assert probed is not None
-            gradient = probed.active_gradients[name]
-            return magnitude_and_gradient(layer.values, gradient, self.rules.drop_gradient_weight)
-        return magnitude(layer.values)
+        gradient = probed.active_gradients[name] if probed is not None and self.rules.scores_gradient else None
+        return scores(self._question(name, layer, step, "drop", gradient))
+
+    def _question(self, name: str, layer: SparseLinear, step: int, purpose: str, gradient: Tensor | None) -> Question:
+        return Question(name, layer, step, stream_key(self.seed, name, step, purpose), self.rules, gradient)
 
     def _apply(self, name: str, layer: SparseLinear, move: Move, step: int) -> None:
         apply_move(name, layer, move, self.optimizer, step, keep_moments=self.rules.keep_moments)

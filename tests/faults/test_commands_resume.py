@@ -27,6 +27,7 @@ FIXED = [leaf for leaf in leaves(Config()) if matches(leaf.key, FIXED_KEYS)]
 # A value of each setting that may change, other than the run's; {here} has a copy of the data.
 CHANGED = {
     "train.steps": "8",
+    "plugins": "[json]",
     "train.device": "cpu",
     "train.activation_checkpointing": "true",
     "train.fused_backward_step": "true",

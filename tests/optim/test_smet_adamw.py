@@ -240,3 +240,37 @@ def test_a_state_of_another_shape_or_dtype_is_refused(wrong: Tensor) -> None:
     tensors, plain = optimizer.state_for_checkpoint({p: "x"})
     with pytest.raises(CheckpointError, match=r"x\.exp_avg is \(\d,\) of torch\.float"):
         optimizer.restore({p: "x"}, {**tensors, "x.exp_avg": wrong}, plain)
+
+
+def test_load_state_dict_keeps_every_dtype_and_the_new_groups_count() -> None:
+    torch.manual_seed(0)
+    gradients = torch.randn(6, 5).bfloat16()
+    first, second = (nn.Parameter(torch.ones(5, dtype=torch.bfloat16)) for _ in range(2))
+    optimizer, other = (SmetAdamW([p], lr=0.1, topology_moves=True) for p in (first, second))
+    take_steps(optimizer, first, gradients[:3])
+    optimizer.note_topology_update(first, 3)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.state[second]["age"].dtype == torch.uint8
+    assert other.state[second]["exp_avg"].dtype == torch.float32
+    second.data.copy_(first.data)
+    for o in (optimizer, other):
+        o.param_groups[0]["lr"] = 0.01  # as a scheduler does
+    take_steps(optimizer, first, gradients[3:])
+    take_steps(other, second, gradients[3:])
+    assert torch.equal(first, second)
+    assert optimizer.state[first]["moved_steps"] == other.state[second]["moved_steps"] == [3]
+
+
+def test_load_state_dict_refuses_the_state_of_other_parameters() -> None:
+    state = SmetAdamW([parameter(4)]).state_dict()
+    with pytest.raises(CheckpointError, match="this run needs"):
+        SmetAdamW([parameter(5)]).load_state_dict(state)
+
+
+def test_a_group_that_is_added_later_is_updated() -> None:
+    first, later = parameter(4), parameter(5)
+    optimizer = SmetAdamW([first])
+    optimizer.add_param_group({"params": [later]})
+    before = later.detach().clone()
+    take_steps(optimizer, later, torch.ones(1, 5, dtype=torch.float64))
+    assert not torch.equal(later, before)

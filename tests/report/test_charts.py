@@ -154,6 +154,13 @@ def test_what_a_dense_or_older_run_lacks_is_left_out_with_the_reason(make_run: M
     assert all(name in why for name in ("step_flops", "has not moved", "layer_densities", "tracking.map_layer"))
 
 
+def test_a_run_whose_topology_stays_is_beside_one_that_moves(make_run: MakeRun) -> None:
+    still, moving = make_run("still", method="static"), make_run("moving")
+    without(still, "topology", "spike")
+    overlay = chart(report(still, moving), "spike_overlay")
+    assert {series.label for series in overlay.series} == {"smet"}
+
+
 def test_a_run_without_a_step_is_a_page_of_reasons(make_run: MakeRun) -> None:
     folder = make_run("begun")
     metrics(folder, lambda text: text.splitlines(True)[0])

@@ -15,6 +15,20 @@ _ALL: tuple[Backend, ...] = (DensifyBackend(), ReferenceBackend(), CsrBackend(),
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 
 
+def register_backend(backend: Backend) -> None:
+    """Let ``sparsity.backend`` name a backend of your own; ``auto`` does not choose it.
+
+    Raises:
+        BackendError: if it lacks a part of the protocol, or if its name is taken.
+    """
+    lacking = [part for part in ("name", "unsupported", "plan", "matmul") if not hasattr(backend, part)]
+    if lacking:
+        raise BackendError(f"the backend {type(backend).__name__} has no {', '.join(lacking)}; see docs/extending.md")
+    if backend.name in BACKENDS or backend.name == "auto":
+        raise BackendError(f"there is a backend {backend.name} already; give yours another name")
+    BACKENDS[backend.name] = backend
+
+
 def get_backend(name: str, layout: Layout, dtype: torch.dtype, device: torch.device) -> Backend:
     """The backend called ``name``, if it can compute such a layer.
 
@@ -31,4 +45,4 @@ def get_backend(name: str, layout: Layout, dtype: torch.dtype, device: torch.dev
     return BACKENDS[name]
 
 
-__all__ = ["BACKENDS", "Backend", "get_backend"]
+__all__ = ["BACKENDS", "Backend", "get_backend", "register_backend"]

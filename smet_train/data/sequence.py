@@ -1,0 +1,63 @@
+"""Documents of a registered source, one after the other; the position is a number."""
+
+from collections.abc import Sequence
+
+from smet_train.data.documents import State, is_blank
+from smet_train.data.rules import Fault, ReadRules, Tally
+
+
+class SequenceStream:
+    """A :class:`~smet_train.data.documents.DocumentStream` over anything with ``len()`` and ``[i]``, in its order.
+
+    Args:
+        name: of the source, for messages.
+        told: see :class:`Tally`.
+        state: of an earlier stream over the same documents, to go on after it.
+    """
+
+    def __init__(
+        self, documents: Sequence[str], name: str, rules: ReadRules, told: set[str], state: State | None
+    ) -> None:
+        self._documents = documents
+        self._name = name
+        self._most_bytes = rules.max_document_bytes
+        self._tally = Tally(rules, told, (state["good"], state["bad"]) if state else (0, 0))
+        self._at: int = state["at"] if state else 0
+
+    def __iter__(self) -> "SequenceStream":
+        return self
+
+    def __next__(self) -> str:
+        while self._at < len(self._documents):
+            text = self._read(self._at)
+            if isinstance(text, Fault):
+                self._tally.note(self._name, text)
+            self._at += 1
+            if not isinstance(text, Fault) and not is_blank(text):
+                self._tally.good += 1
+                return text
+        raise StopIteration
+
+    def _read(self, number: int) -> str | Fault:
+        place = f"document {number}"
+        try:
+            text = self._documents[number]
+        except Exception as error:  # the boundary to code that is not ours
+            return Fault(place, f"{type(error).__name__}: {error}", exit_status=1)
+        if not isinstance(text, str):
+            return Fault(place, f"it is not a text but {type(text).__name__}")
+        if len(text.encode(errors="replace")) > self._most_bytes:
+            return Fault(place, f"it is longer than data.max_document_bytes={self._most_bytes}")
+        return text
+
+    def state_dict(self) -> State:
+        """The number of the next document, and how many were good and bad."""
+        return {"at": self._at, "good": self._tally.good, "bad": self._tally.bad}
+
+    @property
+    def bad(self) -> int:
+        """Documents of this pass that were left out."""
+        return self._tally.bad
+
+    def end(self) -> None:
+        """Nothing is waited for."""

@@ -1,0 +1,161 @@
+"""Sparse training in anyone's loop: a sparse model, its optimizer and its topology in one object. Torch alone."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from smet_train.errors import CheckpointError, ConfigError
+from smet_train.optim import SmetAdamW, parameter_groups
+from smet_train.sparse import default_layers, sparsify
+from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
+
+Backward = Callable[[], Any]
+_LR_DENSITY_RULES = ("none", "sqrt", "linear")
+
+
+class SparseTraining:
+    """Makes ``model`` sparse in place and holds what trains it; call :meth:`after_step` after each optimizer step.
+
+    Without further arguments this is SMET as ``smet-train`` runs it: weights of least magnitude are dropped every
+    ``interval`` steps and as many grown at random, whose updates count their own steps.
+
+    Args:
+        model: any module; its chosen ``nn.Linear`` (and transformers' ``Conv1D``) layers are replaced. Move it to its
+            device and dtype before.
+        density: fraction of each chosen layer's weights that exist, in (0, 1].
+        lr: peak learning rate; the groups' scales are apart from it, so that torch's schedulers can be used.
+        total_steps: optimizer steps of the whole run; the drop fraction falls over them.
+        include, exclude: globs of layer names; None = :func:`smet_train.sparse.default_layers`.
+        seed: of the first sites and of the grown ones.
+        block: edge of the square blocks that are active or not; 1 = single values.
+        backend: what computes the sparse layers.
+        interval: steps between topology updates.
+        drop_fraction, final_drop_fraction: of active values that an update drops, at first and at last (a cosine).
+        rules: what is dropped and grown; rules that look at gradients need ``backward`` in :meth:`after_step`.
+        lr_density_rule: sparse layers' learning rate times 1 (none), density^-1/2 (sqrt) or 1/density (linear).
+        weight_decay: of matrices and sparse values; norms and biases do not decay.
+        adam: further arguments of :class:`SmetAdamW`: betas, eps, local_step, regrow_warmup_steps, moments.
+
+    Attributes:
+        layers: the sparse layers by name.
+        optimizer: a torch optimizer over all parameters of ``model``.
+        steps: optimizer steps taken.
+
+    Raises:
+        ConfigError: for a value out of range, a pattern that matches nothing, or a layer that can't be made sparse.
+        LayoutError: if a layer is so small that its density leaves it no active value.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        density: float,
+        lr: float,
+        total_steps: int,
+        include: Iterable[str] | None = None,
+        exclude: Iterable[str] = (),
+        seed: int = 0,
+        block: int = 1,
+        backend: str = "densify",
+        interval: int = 100,
+        drop_fraction: float = 0.2,
+        final_drop_fraction: float = 0.005,
+        rules: MoveRules | None = None,
+        lr_density_rule: str = "linear",
+        weight_decay: float = 0.0,
+        **adam: Any,
+    ) -> None:
+        rules = rules or MoveRules()
+        _check(density, total_steps, interval, lr_density_rule, rules)
+        _check_fractions(drop_fraction, final_drop_fraction)
+        self.total_steps = total_steps
+        self.steps = 0
+        chosen = _default_layers(model) if include is None else include
+        self.layers = sparsify(model, chosen, exclude, density=density, seed=seed, block=block, backend=backend)
+        groups = parameter_groups(
+            model,
+            dict.fromkeys(self.layers, density),
+            lr_density_rule=lr_density_rule,
+            weight_decay=weight_decay,
+            topology_moves=True,
+        )
+        self.optimizer = SmetAdamW(groups, lr=lr, seed=seed, **adam)
+        schedule = TopologySchedule(interval, drop_fraction, final_drop_fraction, "cosine", 1.0, total_steps)
+        self.topology = TopologyUpdater(self.layers, self.optimizer, schedule, seed, rules=rules, explore=False)
+
+    def after_step(self, backward: Backward | Sequence[Backward] = ()) -> dict[str, Any]:
+        """Count an optimizer step, and move the topology if it is due.
+
+        Args:
+            backward: for rules that look at gradients: what computes the loss of a batch and calls ``backward()`` on
+                it, once or for several micro-batches. It is called when the topology moves, and not before.
+
+        Returns:
+            What moved (see :meth:`TopologyUpdater.step`); empty on ordinary steps.
+
+        Raises:
+            ConfigError: if the rules need ``backward`` and it is not given.
+        """
+        micro_batches = [backward] if callable(backward) else list(backward)
+        if self.topology.rules.needs_gradient and not micro_batches and self.topology.due(self.steps + 1):
+            raise ConfigError(
+                f"drop={self.topology.rules.drop} with grow={self.topology.rules.grow} looks at gradients when the "
+                "topology moves; write after_step(backward), backward being a function that computes the loss of a "
+                "batch and calls backward() on it"
+            )
+        self.steps += 1
+        return self.topology.step(self.steps, micro_batches)
+
+    def go_on_from(self, step: int) -> None:
+        """Count from ``step`` on, after which the topology has moved if it was due; weights and optimizer are apart."""
+        self.steps = step
+        self.topology.load_state_dict({"last_step": step}, {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """With ``model.state_dict()`` all that decides how the training goes on; for ``torch.save``."""
+        return {"steps": self.steps, "total_steps": self.total_steps, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`, bit for bit; load the model's own state too, before or after.
+
+        Raises:
+            CheckpointError: if it is of another length of run, or of another model or optimizer.
+        """
+        if state["total_steps"] != self.total_steps:
+            raise CheckpointError(
+                f"the state is of a run of total_steps={state['total_steps']}, this one has {self.total_steps}, and "
+                f"the topology's schedule would be another; write total_steps={state['total_steps']}"
+            )
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.go_on_from(int(state["steps"]))
+
+
+def _check(density: float, total_steps: int, interval: int, lr_density_rule: str, rules: MoveRules) -> None:
+    if not 0 < density <= 1:
+        raise ConfigError(f"density={density} must be above 0 and at most 1; write for instance density=0.1")
+    if total_steps < 1 or interval < 1:
+        raise ConfigError(f"total_steps={total_steps} and interval={interval} must be at least 1")
+    if lr_density_rule not in _LR_DENSITY_RULES:
+        raise ConfigError(f"lr_density_rule={lr_density_rule} is unknown; write one of {', '.join(_LR_DENSITY_RULES)}")
+    if rules.prunes:
+        raise ConfigError(
+            "grow=nothing prunes a dense model; SparseTraining trains at one density, so write grow=random or "
+            "grow=gradient"
+        )
+
+
+def _check_fractions(first: float, final: float) -> None:
+    if not 0 <= final <= first < 1:
+        raise ConfigError(
+            f"drop_fraction={first} and final_drop_fraction={final} must be in [0, 1), the second not the larger; "
+            "write for instance drop_fraction=0.2, final_drop_fraction=0.005"
+        )
+
+
+def _default_layers(model: nn.Module) -> list[str]:
+    names = default_layers(model)
+    if not names:
+        raise ConfigError(f"{type(model).__name__} has no linear layer that could be made sparse but its output layer")
+    return names

@@ -1,0 +1,78 @@
+"""A registered source: positions are exact, and bad documents are handled as the rules say."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from smet_train.data.rules import ReadRules
+from smet_train.data.sequence import SequenceStream
+from smet_train.data.sources import SOURCES, SourceSpec, open_source, register_source
+from smet_train.errors import DataError
+
+
+class Faulty(Sequence[str]):
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, number: Any) -> Any:
+        texts = ["zero", " ", 2, "three", "a long one" * 9, "five"]
+        if number == 3:
+            raise OSError("gone")
+        return texts[number]
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    before = dict(SOURCES)
+    yield
+    SOURCES.clear()
+    SOURCES.update(before)
+
+
+def stream(documents: Sequence[str], rules: ReadRules, state: Any = None) -> SequenceStream:
+    return SequenceStream(documents, "mine", rules, set(), state)
+
+
+def test_every_position_is_taken_up() -> None:
+    documents = ["a", "", "b", "c", " ", "d"]
+    whole = list(stream(documents, ReadRules()))
+    assert whole == ["a", "b", "c", "d"]
+    for n in range(len(whole) + 1):
+        begun = stream(documents, ReadRules())
+        head = [next(begun) for _ in range(n)]
+        assert head + list(stream(documents, ReadRules(), begun.state_dict())) == whole
+
+
+def test_bad_documents_are_left_out_and_counted() -> None:
+    lenient = stream(Faulty(), ReadRules(on_bad="skip", max_document_bytes=20))
+    assert list(lenient) == ["zero", "five"]
+    assert lenient.bad == 3
+    assert lenient.state_dict() == {"at": 6, "good": 2, "bad": 3}
+    lenient.end()
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        (2, "mine document 2: it is not a text but int"),
+        (3, "mine document 3: OSError: gone"),
+        (4, "mine document 4: it is longer than data.max_document_bytes=20"),
+    ],
+)
+def test_or_end_the_run(at: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        next(stream(Faulty(), ReadRules(max_document_bytes=20), {"at": at, "good": 0, "bad": 0}))
+
+
+def test_a_source_of_another_length_or_setting_is_another() -> None:
+    texts = ["a", "b"]
+    register_source("mine", lambda spec: texts * (2 if spec.subset else 1))
+    one, same, other = (open_source(SourceSpec("mine", subset=subset)) for subset in (None, None, "x"))
+    assert one.identity == same.identity != other.identity
+    assert list(other.documents()) == ["a", "b", "a", "b"]
+    assert one.description == "mine: 2 documents"
+    texts.append("c")
+    assert open_source(SourceSpec("mine")).identity != one.identity
+    with pytest.raises(DataError, match="data.source=mine already"):
+        register_source("mine", lambda _: texts)

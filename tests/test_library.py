@@ -1,0 +1,194 @@
+"""smet_train as a library: any model, anyone's loop, resumed bit for bit."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import smet_train
+from smet_train import SparseTraining
+from smet_train.errors import CheckpointError, ConfigError
+from smet_train.sparse import SparseLinear, default_layers, sparsify
+from smet_train.topology import MoveRules
+
+
+def small(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8))
+
+
+def sparse(model: nn.Module, **changes: Any) -> SparseTraining:
+    return SparseTraining(model, **{"density": 0.2, "lr": 1e-3, "total_steps": 40, "interval": 5, "seed": 3, **changes})
+
+
+def run(model: nn.Module, training: SparseTraining, until: int, scheduler: Any = None) -> None:
+    dtype = next(model.parameters()).dtype
+    while training.steps < until:
+        x = torch.randn(8, 16, generator=torch.Generator().manual_seed(training.steps)).to(dtype)
+        model(x).square().mean().backward()
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+        if scheduler is not None:
+            scheduler.step()
+        training.after_step()
+
+
+def everything(model: nn.Module, training: SparseTraining) -> list[Tensor]:
+    state = training.optimizer.state
+    held = [value for p in model.parameters() for value in state[p].values() if isinstance(value, Tensor)]
+    return [*model.state_dict().values(), *held]
+
+
+def assert_same_bits(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("settings", [{}, {"moments": "fp8", "block": 4}], ids=["fp32", "fp8 moments and blocks"])
+def test_a_loop_that_was_stopped_goes_on_bit_for_bit(
+    dtype: torch.dtype, settings: dict[str, Any], tmp_path: Any
+) -> None:
+    def start() -> tuple[nn.Module, SparseTraining, Any]:
+        model = nn.Sequential(nn.Linear(16, 512), nn.ReLU(), nn.Linear(512, 8)) if settings else small()
+        model = model.to(dtype)
+        training = sparse(model, **{"density": 0.5, **settings})
+        return model, training, torch.optim.lr_scheduler.CosineAnnealingLR(training.optimizer, 40)
+
+    torch.manual_seed(1)
+    whole = start()
+    run(*whole[:2], 40, whole[2])
+    torch.manual_seed(1)
+    model, training, scheduler = start()
+    run(model, training, 17, scheduler)
+    torch.save([model.state_dict(), training.state_dict(), scheduler.state_dict()], tmp_path / "saved.pt")
+    torch.manual_seed(2)  # what is loaded decides, not what the fresh model was
+    model, training, scheduler = start()
+    saved = torch.load(tmp_path / "saved.pt")
+    model.load_state_dict(saved[0])
+    training.load_state_dict(saved[1])
+    scheduler.load_state_dict(saved[2])
+    run(model, training, 40, scheduler)
+    assert_same_bits(everything(*whole[:2]), everything(model, training))
+
+
+def test_counts_stay_exact_and_sites_move() -> None:
+    model = small()
+    training = sparse(model)
+    before = {name: layer.index for name, layer in training.layers.items()}
+    run(model, training, 11)
+    for name, layer in training.layers.items():
+        assert layer.index.numel() == before[name].numel() == layer.values.numel() == layer.layout.n_active
+        assert not torch.equal(layer.index, before[name])
+
+
+def test_growth_by_gradient_takes_a_closure_and_asks_for_it() -> None:
+    model = small()
+    training = sparse(model, rules=MoveRules(grow="gradient"))
+    x = torch.randn(8, 16)
+    with pytest.raises(ConfigError, match=r"write after_step\(backward\)"):
+        run(model, training, 5)
+    assert training.steps == 4
+    moved = training.after_step(lambda: model(x).square().mean().backward())
+    assert moved["grown"] > 0
+    assert training.after_step() == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"density": 0.0}, "density=0.0 must be above 0"),
+        ({"total_steps": 0}, "must be at least 1"),
+        ({"interval": 0}, "must be at least 1"),
+        ({"lr_density_rule": "cubic"}, "write one of none, sqrt, linear"),
+        ({"drop_fraction": 1.5}, "drop_fraction=1.5"),
+        ({"rules": MoveRules(grow="nothing")}, "grow=nothing prunes"),
+        ({"include": ["*.q_proj"]}, "matches none of the 2 linear layers"),
+    ],
+)
+def test_mistakes_are_told(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        sparse(small(), **changes)
+
+
+def test_a_model_without_layers_to_make_sparse_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Embedding has no linear layer"):
+        sparse(nn.Embedding(4, 4))
+
+
+def test_a_state_of_another_length_of_run_is_refused() -> None:
+    state = sparse(small()).state_dict()
+    with pytest.raises(CheckpointError, match="write total_steps=40"):
+        sparse(small(), total_steps=80).load_state_dict(state)
+
+
+def test_the_output_layer_and_tied_layers_stay_dense_by_default() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(32, 8)
+            self.inner, self.head = nn.Linear(8, 8), nn.Linear(8, 32)
+            self.other = nn.Linear(8, 8)
+            self.other.weight = self.inner.weight
+
+    model = Tied()
+    assert default_layers(model) == ["head"]  # of two that share a weight neither; the last is not shaped like it
+    model = Tied()
+    model.other = nn.Linear(32, 8)
+    assert default_layers(model) == ["inner", "head", "other"]
+    del model.other
+    assert default_layers(model) == ["inner"]
+
+
+@contextmanager
+def fast_path(enabled: bool) -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(enabled)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def encoder() -> nn.TransformerEncoder:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    return nn.TransformerEncoder(layer, 2)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_torchs_encoder_computes_the_same_in_evaluation(padded: bool) -> None:
+    model = encoder()
+    names = default_layers(model)
+    assert names == [f"layers.{i}.linear{j}" for i in (0, 1) for j in (1, 2)]
+    sparsify(model, names, density=0.5)
+    x = torch.randn(3, 5, 16)
+    mask = torch.arange(5) >= torch.tensor([[5], [3], [4]]) if padded else None
+    in_training = model(x, src_key_padding_mask=mask).detach()
+    with torch.no_grad(), fast_path(True):
+        in_evaluation = model.eval()(x, src_key_padding_mask=mask)
+    kept = slice(None) if mask is None else ~mask
+    torch.testing.assert_close(in_evaluation[kept], in_training[kept])
+
+
+def test_attention_that_reads_a_weight_itself_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"layers.0.self_attn.out_proj can't be made sparse.*add '\*.out_proj'"):
+        sparse(encoder(), include=["*"])
+    model = encoder()
+    training = sparse(model, include=["*"], exclude=["*.out_proj"])
+    assert sum(isinstance(module, SparseLinear) for module in model.modules()) == len(training.layers) == 4
+
+
+def test_importing_the_package_alone_reads_no_torch() -> None:
+    code = "import smet_train, sys; assert not {'torch', 'transformers'} & set(sys.modules)"
+    code += "\nfrom smet_train import SparseTraining; assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = smet_train.nothing
