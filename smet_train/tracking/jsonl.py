@@ -84,3 +84,23 @@ class JsonlSink:
     def close(self) -> None:
         """Close the file; a later :meth:`emit` is an error."""
         self._file.close()
+
+
+class NoMetrics:
+    """Of a process that writes nothing: another one of its run does."""
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Forget ``event``."""
+
+    def position(self) -> int:
+        """The size of nothing."""
+        return 0
+
+    def truncate(self, position: int) -> None:
+        """There is nothing to cut off."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+MetricsFile = JsonlSink | NoMetrics
