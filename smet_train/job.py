@@ -71,7 +71,7 @@ def run_training(config: Config, run_folder: Path, console: Console | None = Non
         StopRequest(hours(config.train.max_hours)) as stop,
         ExitStack() as held,
     ):
-        check_processes(config, processes.size)
+        processes.told(lambda: check_processes(config, processes.size))
         if not processes.leads:
             console = Console(quiet=True)
         run_folder, checkpoint, changes = processes.told(lambda: begin(config, run_folder, held, console))

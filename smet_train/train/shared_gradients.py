@@ -3,6 +3,7 @@
 A parameter holds active values only, so its buckets do too; nothing else is sent: no buffer and no index.
 """
 
+import gc
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -26,14 +27,20 @@ class SharedGradients:
     def __init__(self, processes: Processes, model: nn.Module, precision: str) -> None:
         self._processes = processes
         self._loss = TokenLoss(model, precision)
-        self.renew()
+        self._parallel = self._wrapped()
 
     def renew(self) -> None:
         """Make the buckets anew, after parameters have got another shape."""
-        self._parallel = DistributedDataParallel(
+        del self._parallel  # it keeps autograd's notes of the old shapes
+        gc.collect()
+        self._parallel = self._wrapped()
+
+    def _wrapped(self) -> DistributedDataParallel:
+        parallel = DistributedDataParallel(
             self._loss, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
         )
-        self._parallel.register_comm_hook(self._processes, _average_and_count)
+        parallel.register_comm_hook(self._processes, _average_and_count)
+        return parallel
 
     def __call__(self, windows_BT: Tensor) -> Tensor:
         """As :func:`smet_train.train.step.token_loss`."""

@@ -61,7 +61,7 @@ class LossOf(Protocol):
 
 def forward_backward(loss_of: LossOf, batches: Iterator[Tensor], micro_batches: int, device: torch.device) -> float:
     """Accumulate the gradient of the mean loss over ``micro_batches`` equal micro-batches; returns that loss."""
-    total = torch.zeros((), device=device)
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for number in range(micro_batches):
         with loss_of.accumulating(number + 1 < micro_batches):
             loss = loss_of(next(batches).to(device, non_blocking=True)) / micro_batches
