@@ -28,6 +28,7 @@ def reference_losses() -> dict[int, list[float]]:
 @pytest.mark.parametrize(
     ("backend", "block"), [("densify", 1), ("csr", 1), ("densify", 16), ("block", 16), ("triton", 16)]
 )
+@pytest.mark.timeout(900)  # the interpreter of Triton is slow, and slower beside others
 def test_fifty_steps_follow_the_reference(
     quick_config: QuickConfig, tmp_path: Path, reference_losses: dict[int, list[float]], backend: str, block: int
 ) -> None:

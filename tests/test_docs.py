@@ -84,6 +84,10 @@ def test_every_command_is_understood(command: Command, monkeypatch: pytest.Monke
         assert set(targets) <= TARGETS
     elif program == "python":
         check_python(command.words[1:])
+    elif program == "torchrun":
+        module = command.words.index("-m")
+        assert command.words[module + 1] == "smet_train"
+        check_composes("smet-train", command.words[module + 2 :])
     elif program.startswith("smet-"):
         assert program in SCRIPTS, f"{program} is no command"
         if command.whole and program in COMPOSED:

@@ -41,7 +41,32 @@ SAVED = "tests/train/test_saver.py"
 CRASHED = "tests/test_job.py -k 'crashed and probe_windows and 3'"
 MOVED = "tests/test_job.py -k 'crashed and probe_windows and 5'"  # after an update
 
+PROBE, BATCHES, GRADIENTS = "topology/probe.py", "train/shared_batches.py", "train/shared_gradients.py"
+AS_ONE = "tests/distributed/test_as_one.py -k 'smet_rigl or dense'"
+
 MUTANTS = [
+    Mutant("each process grows by its own gradients", PROBE, "            add_up(sums[rows])\n", "", AS_ONE),
+    Mutant(
+        "processes are dealt each other's batches twice",
+        BATCHES,
+        "            for _ in range(self._processes.size):\n                next(self._loader)\n",
+        "            next(self._loader)\n",
+        AS_ONE,
+    ),
+    Mutant(
+        "gradients are sent with every micro-batch",
+        GRADIENTS,
+        "return self._parallel.no_sync() if more else nullcontext()",
+        "return nullcontext()",
+        "tests/distributed/test_bytes.py",
+    ),
+    Mutant(
+        "a signal stops one process alone",
+        LOOP,
+        "run.stop.take(run.processes.highest(run.stop.code))",
+        "run.stop.take(run.stop.code)",
+        "tests/distributed/test_goes_on.py -k signal",
+    ),
     Mutant("no file is flushed", FILES, "    disk.sync(path)\n    return Written", "    return Written", DISK),
     Mutant("the folder's names are not flushed", FILES, "    disk.sync(working)\n", "", DISK),
     Mutant(
