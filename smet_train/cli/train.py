@@ -10,6 +10,7 @@ from smet_train.cli.help import help_text, resume_text, usage_text
 from smet_train.config.launch import launch, resume
 from smet_train.config.schema import Config
 from smet_train.errors import SmetError, memory_shortage
+from smet_train.tracking.tensorboard_sink import require_tensorboard
 
 
 def main() -> None:
@@ -44,6 +45,8 @@ def _status(arguments: list[str]) -> int:
 
 
 def _train(config: Config, run_folder: Path) -> int:
+    if config.tracking.tensorboard:
+        require_tensorboard()
     from smet_train.job import run_training  # imports torch and transformers: only when training starts
 
     return run_training(config, run_folder)

@@ -125,6 +125,9 @@ def test_micro_batches_divide_the_batch_or_the_message_names_those_that_do(batch
         ({"data__split": " "}, "data.split=  is empty"),
         ({"data__source": DataSource.text, "data__files": [""]}, "data.files=[] is empty"),
         ({"tracking__wandb_project": ""}, "tracking.wandb_project='' is empty"),
+        ({"tracking__wandb_project": "a/b"}, "tracking.wandb_project=a/b: wandb takes at most 128"),
+        ({"tracking__wandb_project": "a" * 129}, "wandb takes at most 128 characters"),
+        ({"tracking__wandb_tags": ["good", "a" * 65]}, "has 65 characters, wandb takes at most 64"),
     ],
 )
 def test_settings_that_do_not_go_together(settings: dict[str, object], message: str) -> None:

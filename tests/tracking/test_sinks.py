@@ -1,7 +1,5 @@
-import importlib
 import io
 import json
-import logging
 import math
 import sys
 from pathlib import Path
@@ -17,7 +15,6 @@ from smet_train.tracking.names import FIELDS
 from smet_train.tracking.resources import memory_use
 from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.throughput import Throughput
-from smet_train.tracking.wandb_sink import open_wandb
 
 STEP = {"event": "train", "step": 10, "loss": 2.5, "lr": 1e-3, "grad_norm": 0.5, "tokens": 100, "tokens_per_s": 50.0}
 
@@ -173,32 +170,3 @@ def test_the_peak_is_in_bytes_where_the_kernel_has_no_status_file(monkeypatch: p
     for platform, expected in (("linux", 2**46), ("darwin", 2**36)):
         monkeypatch.setattr(sys, "platform", platform)
         assert memory_use(torch.device("cpu"))["peak_rss_bytes"] == expected
-
-
-@pytest.mark.slow
-def test_wandb_offline_writes_its_files_into_the_run_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("wandb")
-    sink = open_wandb(mode="offline", project="p", run_folder=tmp_path, name="r", config={"seed": 1})
-    assert sink is not None, caplog.text
-    for step in range(3):
-        sink.emit({**STEP, "step": step})
-    sink.emit({"event": "spike", "step": 1, "source": "train", "spike": 0.5, "baseline": 1.0, "peak": 1.5})
-    sink.emit({"event": "run", "seed": 1})
-    summary = dict(sink._run.summary)
-    sink.close()
-    assert summary["train/loss"] == 2.5
-    assert summary["spike/train_spike"] == 0.5
-    assert summary["spike/step"] == 1
-    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
-
-
-def test_wandb_that_is_missing_is_a_warning(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def missing(name: str) -> None:
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-    with caplog.at_level(logging.WARNING):
-        assert open_wandb(mode="online", project="p", run_folder=tmp_path, name="r", config={}) is None
-    assert "training goes on without it" in caplog.text
