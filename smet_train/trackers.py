@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from smet_train.config.identity import run_identity
 from smet_train.config.schema import Config
 from smet_train.report.report import build_report, write_report
 from smet_train.report.runs import find
@@ -29,10 +30,11 @@ def open_trackers(config: Config, run: Run) -> list[Sheltered]:
         settings = WandbSettings(
             mode=config.tracking.wandb.name,
             project=config.tracking.wandb_project,
+            identity=run_identity(config),
+            fresh=run.fresh,
             entity=config.tracking.wandb_entity,
             group=config.tracking.wandb_group or sweep_name(run.folder),
             tags=tuple(config.tracking.wandb_tags),
-            new=run.fresh and config.checkpoint.resume == "never",
         )
         start = partial(wandb_sink.open_wandb, settings, run.folder, run.config)
         trackers.append(Sheltered("tracking.wandb", start, history(run), abandon=wandb_sink.abandon))

@@ -19,19 +19,19 @@ def require_tensorboard() -> None:
 
 
 class TensorboardSink:
-    """Event files in ``folder``: one set for the whole run, however often it went on.
+    """Event files in ``folder``; the newest has the whole run, however often it went on.
 
-    The files of earlier starts are replaced, because what they hold is given again as history, up to the checkpoint
-    that the run goes on from. A TensorBoard that is showing them is told to forget what it has read.
+    What the files of earlier starts hold is given again as history, up to the checkpoint that the run goes on from. So
+    each file begins with word to forget what was read before it. All but the newest earlier one are removed: a
+    TensorBoard that is reading that would not go on to the next file without it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.note = f"tensorboard --logdir {folder}"
-        outdated = list(folder.glob("events.out.tfevents.*"))
-        for file in outdated:
+        for file in sorted(folder.glob("events.out.tfevents.*"))[:-1]:
             file.unlink()
         writer = import_module("torch.utils.tensorboard").SummaryWriter  # takes a second
-        self._writer = writer(str(folder), purge_step=0 if outdated else None)
+        self._writer = writer(str(folder), purge_step=0)
         self._time_s: float | None = None
 
     def emit(self, event: dict[str, Any]) -> None:

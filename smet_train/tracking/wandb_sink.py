@@ -33,15 +33,16 @@ _SPIKE_COLUMNS = (
 class WandbSettings:
     """What a wandb run is called and where it belongs; ``mode`` is "offline" or "online".
 
-    ``new`` makes another run of a folder that has one already; else its run goes on, under the same id.
+    ``identity`` is equal for equal runs and begins the id. ``fresh`` means that the run starts at its first step.
     """
 
     mode: str
     project: str
+    identity: str
+    fresh: bool = True
     entity: str | None = None
     group: str | None = None
     tags: tuple[str, ...] = ()
-    new: bool = False
 
 
 class WandbSink:
@@ -107,7 +108,7 @@ def open_wandb(settings: WandbSettings, run_folder: Path, config: dict[str, Any]
     """
     wandb = importlib.import_module("wandb")  # takes a second: only for those who ask for it
     folder = run_folder / "wandb"
-    run_id = stored_id(folder, settings.new)
+    run_id = stored_id(folder, settings.identity, settings.fresh)
     offline_note = f"wandb sync {shlex.quote(str(folder))}/offline-run-*-{run_id}"
     # Silent also means that no key is asked for on a terminal.
     wandb.setup(wandb.Settings(silent=True))
@@ -150,13 +151,18 @@ def _init(
     )
 
 
-def stored_id(folder: Path, new: bool) -> str:
-    """The id of the wandb run of a run folder, made at its first start and kept in ``folder``."""
+def stored_id(folder: Path, identity: str, fresh: bool) -> str:
+    """The id of the wandb run of a run folder, made at its first start and kept in ``folder``.
+
+    A run that was killed before its first checkpoint keeps it too; one that starts afresh as another gets another.
+    """
     path = folder / _ID_NAME
-    if path.is_file() and not new:
-        return path.read_text(encoding="utf-8").strip()
+    if path.is_file():
+        stored = path.read_text(encoding="utf-8").strip()
+        if not fresh or stored.startswith(f"{identity}-"):
+            return stored
     folder.mkdir(exist_ok=True)
-    run_id = secrets.token_hex(4)
+    run_id = f"{identity}-{secrets.token_hex(4)}"
     path.write_text(run_id + "\n", encoding="utf-8")
     return run_id
 

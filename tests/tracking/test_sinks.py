@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 
 from smet_train.tracking.console import ConsoleSink, duration, open_console
-from smet_train.tracking.jsonl import JsonlSink, read_events, to_line
-from smet_train.tracking.names import FIELDS
+from smet_train.tracking.jsonl import JsonlSink, events_until, read_events, to_line
+from smet_train.tracking.names import FIELDS, metrics, prefix, prefixes
 from smet_train.tracking.resources import memory_use
 from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.throughput import Throughput
@@ -170,3 +170,28 @@ def test_the_peak_is_in_bytes_where_the_kernel_has_no_status_file(monkeypatch: p
     for platform, expected in (("linux", 2**46), ("darwin", 2**36)):
         monkeypatch.setattr(sys, "platform", platform)
         assert memory_use(torch.device("cpu"))["peak_rss_bytes"] == expected
+
+
+def test_events_are_read_up_to_a_position(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonlSink(path)
+    assert list(events_until(path, sink.position())) == []
+    sink.emit(STEP)
+    sink.emit({"event": "eval", "step": 10, "loss": math.nan})
+    position = sink.position()
+    events = events_until(path, position)
+    sink.emit(STEP)
+    sink.close()
+    assert list(events) == read_events(path)[:2]
+
+
+def test_metrics_have_the_name_of_their_event_and_source() -> None:
+    assert metrics(STEP) == {f"train/{key}": STEP[key] for key in FIELDS["train"]}
+    spike = {"event": "spike", "step": 3, "source": "probe", "peak": "inf", "baseline": "nan", "recovery_steps": None}
+    values = metrics(spike)
+    assert values["spike/probe_peak"] == math.inf
+    assert math.isnan(values["spike/probe_baseline"])
+    assert len(values) == 2
+    assert metrics({"event": "end", "step": 3}) == {}
+    assert {prefix(spike), prefix(STEP)} < set(prefixes())
+    assert len(prefixes()) == len(FIELDS) + 1
