@@ -53,7 +53,7 @@ def test_every_number_is_limited() -> None:
         for leaf in leaves(Config())
         if isinstance(leaf.default, int | float | list) and not isinstance(leaf.default, bool) and leaf.range is None
     ]
-    assert unlimited == ["plugins", "data.files", "sparsity.densities", "sparsity.exclude"]
+    assert unlimited == ["plugins", "data.files", "sparsity.densities", "sparsity.exclude", "tracking.wandb_tags"]
 
 
 def test_every_setting_says_what_it_means_in_one_line() -> None:
