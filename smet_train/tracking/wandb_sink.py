@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 _INIT_S = 20.0
 _ABANDON_S = 5.0
 _ID_NAME = "run_id.txt"
+_ONLINE = ".online"  # ends the name of an empty file that says that a server has the run of this id
 _SPIKE_COLUMNS = (
     "step", "source", "baseline", "peak", "spike", "peak_step", "recovery_steps", "horizon_steps", "beta2",
 )  # fmt: skip
@@ -109,13 +110,13 @@ def open_wandb(settings: WandbSettings, run_folder: Path, config: dict[str, Any]
     wandb = importlib.import_module("wandb")  # takes a second: only for those who ask for it
     folder = run_folder / "wandb"
     run_id = stored_id(folder, settings.identity, settings.fresh)
-    offline_note = f"wandb sync {shlex.quote(str(folder))}/offline-run-*-{run_id}"
+    unsent_id = offline_id(folder, run_id)
+    offline_note = f"wandb sync {shlex.quote(str(folder))}/offline-run-*-{unsent_id}"
     # Silent also means that no key is asked for on a terminal.
     wandb.setup(wandb.Settings(silent=True))
     if settings.mode == "online" and os.environ.get("WANDB_MODE") != "offline":
         try:
-            run = _init(wandb, settings, run_folder, config, run_id, mode="online", resume="allow")
-            return WandbSink(wandb, run, str(run.url), resumed=True)
+            run = _init(wandb, settings, run_folder, config, mode="online", id=run_id, resume="allow")
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else repr(error)
             log.warning(
@@ -124,23 +125,22 @@ def open_wandb(settings: WandbSettings, run_folder: Path, config: dict[str, Any]
             )  # fmt: skip
             teardown(wandb)  # which else holds the id as one in use
             wandb.setup(wandb.Settings(silent=True))
-    # Offline a run is written anew from its first event and not resumed: sent so, it replaces what a server may have.
-    for outdated in folder.glob(f"offline-run-*-{run_id}"):
-        shutil.rmtree(outdated)
-    run = _init(wandb, settings, run_folder, config, run_id, mode="offline")
+        else:
+            (folder / f"{run_id}{_ONLINE}").touch()
+            remove_unsent(folder, run_id)
+            return WandbSink(wandb, run, str(run.url), resumed=True)
+    remove_unsent(folder, unsent_id)
+    run = _init(wandb, settings, run_folder, config, mode="offline", id=unsent_id)
     return WandbSink(wandb, run, offline_note, resumed=False)
 
 
-def _init(
-    wandb: Any, settings: WandbSettings, run_folder: Path, config: dict[str, Any], run_id: str, **how: Any
-) -> Any:
+def _init(wandb: Any, settings: WandbSettings, run_folder: Path, config: dict[str, Any], **how: Any) -> Any:
     return wandb.init(
         project=settings.project,
         entity=settings.entity,
         group=settings.group,
         tags=list(settings.tags),
         name=run_folder.name,
-        id=run_id,
         dir=str(run_folder),
         config=config,
         allow_val_change=True,
@@ -165,6 +165,25 @@ def stored_id(folder: Path, identity: str, fresh: bool) -> str:
     run_id = f"{identity}-{secrets.token_hex(4)}"
     path.write_text(run_id + "\n", encoding="utf-8")
     return run_id
+
+
+def offline_id(folder: Path, run_id: str) -> str:
+    """``run_id``, or the first of ``run_id-2``, ``run_id-3`` ... that no server has heard of, as far as is known here.
+
+    Offline a run is recorded from its first event on. Sent to a run that a server has already, it would be added to it.
+    """
+    number, unsent_id = 1, run_id
+    while (folder / f"{unsent_id}{_ONLINE}").exists() or any(folder.glob(f"offline-run-*-{unsent_id}/*.synced")):
+        number += 1
+        unsent_id = f"{run_id}-{number}"
+    return unsent_id
+
+
+def remove_unsent(folder: Path, run_id: str) -> None:
+    """Remove what earlier starts recorded of a run and nobody has sent: the present start has it again."""
+    for outdated in folder.glob(f"offline-run-*-{run_id}"):
+        if not any(outdated.glob("*.synced")):
+            shutil.rmtree(outdated)
 
 
 def teardown(wandb: Any) -> None:

@@ -20,6 +20,7 @@ from smet_train.tracking.shelter import Sheltered
 from smet_train.tracking.wandb_sink import WandbSettings, WandbSink, abandon, open_wandb, stored_id
 from tests.tracking.fake_wandb import FakeWandb
 from tests.tracking.read_back import wandb_points, wandb_rows
+from tests.tracking.wandb_server import WandbServer
 
 STEP = {"event": "train", "step": 10, "loss": 2.5, "lr": 1e-3, "grad_norm": 0.5, "tokens": 100, "tokens_per_s": 50.0}
 SPIKE = {"event": "spike", "step": 8, "source": "probe", "baseline": 1.0, "peak": 1.5, "spike": 0.5}
@@ -117,17 +118,43 @@ def test_an_environment_that_says_offline_is_obeyed(
     assert [how["mode"] for how in fake.begun] == ["offline"]
 
 
-def test_an_offline_run_takes_the_place_of_the_one_it_goes_on_from(
-    use: Callable[[FakeWandb], FakeWandb], tmp_path: Path
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_run_takes_the_place_of_what_was_recorded_of_it_and_not_sent(
+    use: Callable[[FakeWandb], FakeWandb], tmp_path: Path, mode: str
 ) -> None:
-    use(FakeWandb())
+    use(FakeWandb(server={}))
     run_id = stored_id(tmp_path / "wandb", "1a2b3c4d", fresh=True)
     outdated, other = tmp_path / f"wandb/offline-run-1-{run_id}", tmp_path / "wandb/offline-run-1-other"
     outdated.mkdir()
     other.mkdir()
-    open_fake(tmp_path, "offline")
+    open_fake(tmp_path, mode)
     assert not outdated.exists()
     assert other.exists()
+
+
+def test_what_a_server_has_is_recorded_offline_under_another_id(
+    use: Callable[[FakeWandb], FakeWandb], tmp_path: Path
+) -> None:
+    """And online again under its own. What was sent is not removed."""
+    fake = use(FakeWandb(server={}))
+    open_fake(tmp_path)
+    fake.server = None
+    open_fake(tmp_path)
+    sent = tmp_path / f"wandb/offline-run-1-{fake.begun[-1]['id']}"
+    sent.mkdir()
+    (sent / "x.wandb.synced").touch()
+    open_fake(tmp_path)
+    fake.server = {}
+    open_fake(tmp_path)
+    run_id = fake.begun[0]["id"]
+    begun = [(how["mode"], how["id"]) for how in fake.begun]
+    assert begun == [
+        ("online", run_id),
+        *[("online", run_id), ("offline", f"{run_id}-2")],
+        *[("online", run_id), ("offline", f"{run_id}-3")],
+        ("online", run_id),
+    ]
+    assert sent.exists()
 
 
 @pytest.mark.parametrize(("reason", "exit_code"), [("finished", None), ("SIGTERM", 1), ("OSError: gone", 1)])
@@ -239,6 +266,57 @@ def test_without_a_key_nothing_is_asked_even_on_a_terminal(tmp_path: Path) -> No
     assert "recorded offline. To send it later: wandb sync" in told
     assert "No API key configured" in told
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+SESSION = """
+import sys
+from pathlib import Path
+from smet_train.tracking.wandb_sink import WandbSettings, open_wandb
+mode, folder, last = sys.argv[1:]
+sink = open_wandb(WandbSettings(mode, "p", "1a2b3c4d", entity="me"), Path(folder), {})
+for step in range(1, int(last) + 1):
+    sink.emit({"event": "train", "step": step, "loss": step / 3})
+    if step == 4:
+        sink.emit({"event": "spike", "step": 2, "source": "train", "spike": 0.5})
+sink.close()
+print(sink.note)
+"""
+
+
+def session(server: WandbServer, folder: Path, mode: str, last: int) -> str:
+    """What a process prints that goes on with the run to step ``last``."""
+    words = [sys.executable, "-c", SESSION, mode, str(folder), str(last)]
+    return subprocess.run(words, env=server.environment(folder), check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.usefixtures("real")
+def test_a_server_gets_every_point_once_however_often_the_run_goes_on(tmp_path: Path) -> None:
+    """wandb itself, with a server of ours: what was sent before a run went on is told to it by its summary."""
+    with WandbServer() as server:
+        for last in (3, 5, 7):  # each process has the whole history, as after a kill
+            session(server, tmp_path, "online", last)
+        rows = server.rows("p", (tmp_path / "wandb/run_id.txt").read_text().strip())
+    assert [row["train/step"] for row in rows if "train/step" in row] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row["spike/train_step"] for row in rows if "spike/train_step" in row] == [2]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("real")
+def test_what_was_recorded_offline_is_sent_whole_by_the_command_that_is_told(tmp_path: Path) -> None:
+    with WandbServer() as server:
+        session(server, tmp_path, "online", 3)
+        session(server, tmp_path, "offline", 5)
+        command = session(server, tmp_path, "offline", 7).strip()
+        program, _, rest = command.partition(" ")
+        assert program == "wandb"
+        subprocess.run(
+            f"{sys.executable} -m wandb {rest}", shell=True, check=True, capture_output=True,
+            env=server.environment(tmp_path),
+        )  # fmt: skip
+        run_id = (tmp_path / "wandb/run_id.txt").read_text().strip()
+        runs = [server.rows("p", run_id), server.rows("p", f"{run_id}-2")]
+    steps = [[row["train/step"] for row in rows if "train/step" in row] for rows in runs]
+    assert steps == [[1, 2, 3], [1, 2, 3, 4, 5, 6, 7]]
 
 
 def test_teardown_of_a_wandb_that_is_gone_is_silent(caplog: pytest.LogCaptureFixture) -> None:
