@@ -19,7 +19,7 @@ from smet_train.sparse import SparseLinear
 from smet_train.sparse.ledger import count_parameters
 from smet_train.sparse_model import Backends, build_sparse_model, named_tokenizer
 from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
-from smet_train.tracking.jsonl import JsonlSink
+from smet_train.tracking.jsonl import JsonlSink, NoMetrics
 from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.spikes import SpikeMeter
 from smet_train.tracking.throughput import Throughput
@@ -28,10 +28,13 @@ from smet_train.train.checkpoint import Keep
 from smet_train.train.device import choose_device
 from smet_train.train.evaluate import mean_loss
 from smet_train.train.guard import StepGuard
+from smet_train.train.processes import ALONE, Processes
 from smet_train.train.run import LoopSettings, Run
 from smet_train.train.saver import Saver
+from smet_train.train.shared_gradients import SharedGradients
 from smet_train.train.signals import StopRequest
 from smet_train.train.spike_watch import SpikeWatch
+from smet_train.train.step import TokenLoss
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +63,11 @@ def build_optimizer(config: Config, model: nn.Module, densities: dict[str, float
 
 
 def build_topology(
-    config: Config, layers: dict[str, SparseLinear], densities: dict[str, float], optimizer: SmetAdamW
+    config: Config,
+    layers: dict[str, SparseLinear],
+    densities: dict[str, float],
+    optimizer: SmetAdamW,
+    processes: Processes = ALONE,
 ) -> TopologyUpdater:
     """The updater of the sparse layers; it never moves them if there are none or ``topology.enabled=false``."""
     return TopologyUpdater(
@@ -72,6 +79,8 @@ def build_topology(
         targets=densities,
         explore=config.tracking.exploration,
         probe_micro_batches=probe_micro_batches(config),
+        processes=processes.size,
+        add_up=processes.add_up,
         check_invariants=config.debug.check_invariants,
     )
 
@@ -106,7 +115,7 @@ def probe_micro_batches(config: Config) -> int:
     return config.topology.probe_steps * (config.train.batch_size // config.train.micro_batch_size)
 
 
-def build_spikes(config: Config, model: nn.Module, probe: Tensor) -> SpikeWatch:
+def build_spikes(config: Config, model: nn.Module, probe: Tensor, processes: Processes) -> SpikeWatch:
     """Spike meters; the last ``tracking.probe_windows`` windows of the validation set are the fixed probe batch."""
 
     def meter(source: str) -> SpikeMeter:
@@ -121,7 +130,7 @@ def build_spikes(config: Config, model: nn.Module, probe: Tensor) -> SpikeWatch:
         return SpikeWatch(meter("train"))
 
     def probe_loss() -> float:
-        return mean_loss(model, probe, config.train.micro_batch_size, config.train.precision.name)
+        return mean_loss(model, probe, config.train.micro_batch_size, config.train.precision.name, processes=processes)
 
     return SpikeWatch(meter("train"), meter("probe"), probe_loss)
 
@@ -145,12 +154,14 @@ def build_run(
     backends: Backends | None = None,
     *,
     restores: bool = False,
+    processes: Processes = ALONE,
 ) -> Run:
     """All parts of a run at step 0.
 
     Args:
         backends: of a checkpoint, as for :func:`build_sparse_model`.
         restores: a checkpoint will be restored into the run, so that ``model.init_from`` is not read.
+        processes: those that train the run together.
     """
     device = choose_device(config.train.device.name, "train.device=")
     pretrained = None if restores or config.model.init_from is None else open_pretrained(config)
@@ -158,15 +169,17 @@ def build_run(
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
     optimizer = build_optimizer(config, model, densities)
     validation, probe = split_probe(config, data.validation)
-    metrics = JsonlSink(run_folder / "metrics.jsonl")
+    metrics = JsonlSink(run_folder / "metrics.jsonl") if processes.leads else NoMetrics()
+    precision = config.train.precision.name
     settings = LoopSettings(
         total_steps=config.train.steps,
         batch_size=config.train.batch_size,
         micro_batch_size=config.train.micro_batch_size,
+        processes=processes.size,
         sequence_tokens=config.data.sequence_tokens,
         lr=config.optimizer.lr,
         grad_clip=config.optimizer.grad_clip,
-        precision=config.train.precision.name,
+        precision=precision,
         probe_steps=config.topology.probe_steps,
         eval_interval=config.train.eval_interval,
         checkpoint_interval=config.checkpoint.interval,
@@ -176,7 +189,9 @@ def build_run(
         folder=run_folder,
         config=to_dict(config),
         device=device,
+        processes=processes,
         model=model,
+        loss=TokenLoss(model, precision) if processes.size == 1 else SharedGradients(processes, model, precision),
         optimizer=optimizer,
         fused=FusedStep(model, optimizer) if config.train.fused_backward_step else None,
         lr_schedule=LrSchedule(
@@ -186,10 +201,10 @@ def build_run(
             min_ratio=config.optimizer.min_lr_ratio,
             decay_fraction=config.optimizer.decay_fraction,
         ),
-        topology=build_topology(config, layers, densities, optimizer),
+        topology=build_topology(config, layers, densities, optimizer, processes),
         batches=data.batches,
         validation=validation,
-        spikes=build_spikes(config, model, probe),
+        spikes=build_spikes(config, model, probe, processes),
         topology_map=TopologyMap(layers, config.tracking.map_layer),
         tracker=Tracker(metrics),
         metrics=metrics,

@@ -15,6 +15,8 @@ from smet_train.data.stream import TokenWindows
 from smet_train.data.tokenizer import TextTokenizer, prepare_tokenizer
 from smet_train.data.validation import validation_windows
 from smet_train.sparse_model import cache_dir, named_tokenizer
+from smet_train.train.processes import Processes
+from smet_train.train.shared_batches import SharedBatches
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +25,9 @@ log = logging.getLogger(__name__)
 class Data:
     """Everything that comes from the data source."""
 
-    source: Source
+    description: str
     tokenizer: TextTokenizer
-    batches: BatchLoader
+    batches: BatchLoader | SharedBatches
     validation: Tensor
 
     def close(self) -> None:
@@ -97,7 +99,26 @@ def build_data(config: Config, tokenizer_file: Path | None) -> Data:
     batches = BatchLoader(
         windows, micro_batch_size=config.train.micro_batch_size, prefetch_batches=config.data.prefetch_batches
     )
-    return Data(source, tokenizer, batches, validation)
+    return Data(source.description, tokenizer, batches, validation)
+
+
+def build_shared_data(config: Config, tokenizer_file: Path | None, processes: Processes) -> Data:
+    """As :func:`build_data`, for all processes of a run: the leading one reads, the others are told."""
+    if processes.size == 1:
+        return build_data(config, tokenizer_file)
+    own: Data | None = None
+
+    def build() -> tuple[str, str, Tensor]:
+        nonlocal own
+        own = build_data(config, tokenizer_file)
+        return own.description, own.tokenizer.to_json(), own.validation
+
+    description, tokenizer, validation = processes.told(build)
+    loader = None if own is None else own.batches
+    assert not isinstance(loader, SharedBatches)
+    shape = config.train.micro_batch_size, config.data.sequence_tokens + 1
+    batches = SharedBatches(processes, loader, shape)
+    return Data(description, TextTokenizer.from_json(tokenizer), batches, validation)
 
 
 def warn_of_another_tokenizer(config: Config, tokenizer: TextTokenizer) -> None:

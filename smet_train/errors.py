@@ -7,11 +7,16 @@ disk).
 
 
 class SmetError(Exception):
-    """Base of all errors that smet-train raises on purpose."""
+    """Base of all errors that smet-train raises on purpose.
+
+    Attributes:
+        told: another process of the run has this error too, and prints it.
+    """
 
     def __init__(self, message: str, *, exit_status: int = 2) -> None:
         super().__init__(message)
         self.exit_status = exit_status
+        self.told = False
 
 
 class ConfigError(SmetError):

@@ -3,8 +3,9 @@
 import gc
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from smet_train.analysis.layers import print_layers
 from smet_train.analysis.planning import plan_run
 from smet_train.analysis.summary import format_bytes, print_summary, run_summary
 from smet_train.build import beginning, build_run, remarks, run_header
-from smet_train.build_data import build_data
+from smet_train.build_data import build_shared_data
 from smet_train.config.continuation import (
     Change,
     about_changed_files,
@@ -27,21 +28,24 @@ from smet_train.config.paths import with_absolute_paths
 from smet_train.config.plain import save_config
 from smet_train.config.plugins import load_plugins
 from smet_train.config.schema import Config
+from smet_train.config.validate import check_processes
 from smet_train.errors import DataError
 from smet_train.sparse.ledger import count_parameters, sparse_layers
 from smet_train.sparse_model import Backends, Vocabulary, explain_backends
-from smet_train.trackers import note_lines, open_trackers, publish_report
+from smet_train.trackers import add_trackers, note_lines, publish_report
 from smet_train.tracking.console import ConsoleSink, open_console
 from smet_train.tracking.estimate import TimeEstimate
 from smet_train.tracking.resources import memory_use
 from smet_train.tracking.shelter import Sheltered
 from smet_train.train import files
+from smet_train.train.agreement import check_same_start
 from smet_train.train.checkpoint import load_checkpoint, load_plain
 from smet_train.train.device import choose_device
 from smet_train.train.guard import RollBack
 from smet_train.train.heap import release_freed_memory
 from smet_train.train.lock import run_folder_lock
 from smet_train.train.loop import train
+from smet_train.train.processes import Processes, joined
 from smet_train.train.resume import choose_checkpoint, is_finished
 from smet_train.train.run import Run
 from smet_train.train.signals import StopRequest
@@ -63,29 +67,44 @@ def run_training(config: Config, run_folder: Path, console: Console | None = Non
         release_freed_memory()
     if config.train.deterministic:
         compute_deterministically()
-    with StopRequest(hours(config.train.max_hours)) as stop, run_folder_lock(run_folder):
-        files.remove_leftovers(run_folder / "checkpoints")
-        checkpoint = choose_checkpoint(
-            config.checkpoint.resume, run_folder, check_all=config.checkpoint.verify.name == "full"
-        )
-        changes: list[Change] = []
-        if checkpoint is not None:
-            changes = check_continuation(load_plain(checkpoint), config, checkpoint, run_folder)
-        elif (run_folder / "metrics.jsonl").is_file():
-            console.print("no checkpoint yet: the run starts over at step 0")
-        if is_finished(run_folder, checkpoint, config.train.steps):
+    with (
+        joined(config.train.device.name, config.train.processes, config.seed) as processes,
+        StopRequest(hours(config.train.max_hours)) as stop,
+        ExitStack() as held,
+    ):
+        processes.told(lambda: check_processes(config, processes.size))
+        if not processes.leads:
+            console = Console(quiet=True)
+        run_folder, checkpoint, changes = processes.told(lambda: begin(config, run_folder, held, console))
+        if processes.told(lambda: is_finished(run_folder, checkpoint, config.train.steps)):
             tell_finished(console, config, run_folder)
             return 0
         back = None
         while True:
             try:
-                _train(config, run_folder, checkpoint, changes, back, stop, console)
+                _train(config, run_folder, checkpoint, changes, back, stop, console, processes)
                 return 0
             except RollBack as error:
                 back = error.with_traceback(None)  # whose frames would keep the run in memory
             gc.collect()
-            checkpoint = choose_checkpoint("auto", run_folder)
+            checkpoint = processes.told(lambda: choose_checkpoint("auto", run_folder))
             console.print(f"going back to {checkpoint}: see {run_folder / 'incidents.jsonl'}", soft_wrap=True)
+
+
+def begin(
+    config: Config, run_folder: Path, held: ExitStack, console: Console
+) -> tuple[Path, Path | None, list[Change]]:
+    """Lock the run folder for as long as ``held`` is open; returns it, the checkpoint to start from, and changes."""
+    held.enter_context(run_folder_lock(run_folder))
+    files.remove_leftovers(run_folder / "checkpoints")
+    checkpoint = choose_checkpoint(
+        config.checkpoint.resume, run_folder, check_all=config.checkpoint.verify.name == "full"
+    )
+    if checkpoint is not None:
+        return run_folder, checkpoint, check_continuation(load_plain(checkpoint), config, checkpoint, run_folder)
+    if (run_folder / "metrics.jsonl").is_file():
+        console.print("no checkpoint yet: the run starts over at step 0")
+    return run_folder, None, []
 
 
 def hours(budget: float | None) -> float | None:
@@ -119,38 +138,58 @@ def _train(
     back: RollBack | None,
     stop: StopRequest,
     console: Console,
+    processes: Processes,
 ) -> None:
     """One attempt: from ``checkpoint`` on, or with the data and counts of ``back`` if the attempt before went wrong."""
     # A device that is not there is said before minutes go into data.
     choose_device(config.train.device.name, "train.device=")
     tokenizer_file = find_tokenizer(run_folder, checkpoint)
     console.print("preparing the data …" if tokenizer_file else "preparing the data and its tokenizer …")
-    with closing(build_data(config, tokenizer_file)) as data:
-        data.tokenizer.save(run_folder, files.replace_text)
-        save_config(config, run_folder / "config.yaml")
+    with closing(build_shared_data(config, tokenizer_file, processes)) as data:
+        if processes.leads:
+            data.tokenizer.save(run_folder, files.replace_text)
+            save_config(config, run_folder / "config.yaml")
         start_rss_bytes = memory_use(torch.device("cpu"))["rss_bytes"]
         backends = chosen_backends(config, checkpoint)
-        run = build_run(config, run_folder, data, stop, backends, restores=checkpoint is not None)
+        build = partial(build_run, config, run_folder, data, stop, restores=checkpoint is not None, processes=processes)
+        run = build_alike(build, backends, processes)
         run.start_rss_bytes = start_rss_bytes
-        run.planned, run.step_flops = predict(config, data.tokenizer, backends)
+        if processes.leads:
+            run.planned, run.step_flops = predict(config, data.tokenizer, backends)
         try:
             start(run, config, checkpoint, changes)
+            check_same_start(processes, run.model)
             if back is not None:
                 run.batches.load_state_dict(back.position)
                 run.guard.load_state_dict(back.guard)
-            announce(console, config, run, data.source.description, backends)
+            announce(console, config, run, data.description, backends)
             for line in changes_text(changes, config):
                 console.print(line, soft_wrap=True, markup=False)
                 log.info("%s", line)
-            add_displays(config, run, console)
-            trackers = add_trackers(config, run)
+            trackers: list[Sheltered] = []
+            if processes.leads:
+                add_displays(config, run, console)
+                trackers = add_trackers(config, run)
             reason = train(run)
             if reason == "finished":
                 publish_report(trackers, run_folder)
         finally:
             run.saver.close()
             run.tracker.close()
-    close(console, run, reason, trackers)
+    if processes.leads:
+        close(console, run, reason, trackers)
+
+
+def build_alike(build: Callable[[Backends], Run], backends: Backends, processes: Processes) -> Run:
+    """A run in each of ``processes``, all computed by the backends that the first one has chosen: it alone measures."""
+    run: list[Run] = []
+
+    def lead() -> Backends:
+        run.append(build(backends))
+        return {name: layer.backend.name for name, layer in sparse_layers(run[0].model).items()}
+
+    chosen = processes.told(lead)
+    return run[0] if run else build(chosen)
 
 
 def chosen_backends(config: Config, checkpoint: Path | None) -> Backends:
@@ -193,7 +232,8 @@ def start(run: Run, config: Config, checkpoint: Path | None, changes: Sequence[C
         restore(run, load_checkpoint(checkpoint), same_folder=own)
     except DataError as error:
         raise about_changed_files(error, changes) from error
-    record_resume(run.folder, checkpoint, run.state.step, changes)
+    if run.processes.leads:
+        record_resume(run.folder, checkpoint, run.state.step, changes)
     if not own:
         begin_metrics(run, config)
     log.info("resumed from %s", checkpoint)
@@ -219,14 +259,6 @@ def add_displays(config: Config, run: Run, console: Console) -> None:
     run.tracker.add(TimeEstimate(console, total_steps=config.train.steps, start_step=run.state.step))
 
 
-def add_trackers(config: Config, run: Run) -> list[Sheltered]:
-    """Those of ``tracking.`` that are asked for."""
-    trackers = open_trackers(config, run)
-    for tracker in trackers:
-        run.tracker.add(tracker)
-    return trackers
-
-
 def announce(console: Console, config: Config, run: Run, source: str, backends: Backends) -> None:
     """Say what is about to happen."""
     layers = sparse_layers(run.model)
@@ -235,12 +267,12 @@ def announce(console: Console, config: Config, run: Run, source: str, backends: 
     for line in [*explain_backends(config, layers, run.device, backends), *remarks(config)]:
         console.print(line, soft_wrap=True)
     active, dense = count_parameters(run.model)
-    settings = run.settings
+    settings, n_processes = run.settings, run.processes.size
     tokens = settings.total_steps * settings.tokens_per_step
     lines = [
         f"parameters  {active:,} active of {dense:,} ({active / dense:.1%})",
         f"training    {settings.total_steps:,} steps x {settings.tokens_per_step:,} tokens = {tokens:,} tokens, "
-        f"{settings.precision} on {run.device}",
+        f"{settings.precision} on {run.device}" + (f", {n_processes} processes" if n_processes > 1 else ""),
         f"data        {source}",
         f"run folder  {run.folder}",
     ]

@@ -1,6 +1,5 @@
 """The trackers that a configuration asks for, and the report that they get of a finished run."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,13 +16,12 @@ from smet_train.tracking.tensorboard_sink import TensorboardSink
 from smet_train.tracking.wandb_sink import WandbSettings, WandbSink
 from smet_train.train.run import Run
 
-log = logging.getLogger(__name__)
 
+def add_trackers(config: Config, run: Run) -> list[Sheltered]:
+    """Add to ``run`` those of ``tracking.`` that are asked for; returns them.
 
-def open_trackers(config: Config, run: Run) -> list[Sheltered]:
-    """Each is given all events of the run from its first one, so that it has them once, however often the run went on.
-
-    The metrics file must be at the run's position.
+    Each is given all events of the run from its first one, so that it has them once, however often the run went on. The
+    metrics file must be at the run's position.
     """
     trackers = []
     if config.tracking.wandb.name != "disabled":
@@ -41,12 +39,14 @@ def open_trackers(config: Config, run: Run) -> list[Sheltered]:
     if config.tracking.tensorboard:
         start_tensorboard = partial(TensorboardSink, run.folder / "tensorboard")
         trackers.append(Sheltered("tracking.tensorboard", start_tensorboard, history(run)))
+    for tracker in trackers:
+        run.tracker.add(tracker)
     return trackers
 
 
 def history(run: Run) -> Iterator[dict[str, Any]]:
     """The events so far."""
-    return events_until(run.metrics.path, run.metrics.position())
+    return events_until(run.folder / "metrics.jsonl", run.metrics.position())
 
 
 def sweep_name(run_folder: Path) -> str | None:

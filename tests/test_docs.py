@@ -69,7 +69,7 @@ def test_every_named_setting_exists(document: tuple[Path, str]) -> None:
     sections = "|".join(sorted({key.partition(".")[0] for key in keys if "." in key}))
     for span in spans(text):
         match = re.match(rf"((?:{sections})\.[\w.]+)(?:=|$)", span)
-        if match and not match[1].endswith((".py", ".yaml", ".log", ".safetensors", ".json")):
+        if match and not match[1].endswith((".py", ".yaml", ".log", ".safetensors", ".json", ".pt")):
             assert match[1].rstrip(".") in keys or any(key.startswith(f"{match[1]}.") for key in keys), span
 
 

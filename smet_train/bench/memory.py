@@ -115,7 +115,7 @@ def measure_process(ours: bool, overrides: list[str], steps: int) -> dict[str, f
     from smet_train.sparse_model import build_sparse_model, planned_vocabulary
     from smet_train.tracking.resources import peak_rss_bytes
     from smet_train.train.heap import release_freed_memory
-    from smet_train.train.step import forward_backward
+    from smet_train.train.step import TokenLoss, forward_backward
 
     config = compose(overrides)
     vocabulary = planned_vocabulary(config)
@@ -133,9 +133,11 @@ def measure_process(ours: bool, overrides: list[str], steps: int) -> dict[str, f
         build_optimizer(config, model, densities) if ours else torch.optim.AdamW(model.parameters())
     )
 
+    loss_of = TokenLoss(model, config.train.precision.name)
+
     def step() -> None:
         if ours:
-            forward_backward(model, iter([batch]), 1, batch.device, config.train.precision.name)
+            forward_backward(loss_of, iter([batch]), 1, batch.device)
         else:
             model(input_ids=batch[:, :-1], labels=batch[:, :-1], use_cache=False).loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

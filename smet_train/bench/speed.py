@@ -29,7 +29,7 @@ from smet_train.sparse.sampling import first_index
 from smet_train.sparse_model import build_sparse_model, planned_vocabulary
 from smet_train.topology import TopologyUpdater
 from smet_train.tracking.console import open_console
-from smet_train.train.step import forward_backward
+from smet_train.train.step import TokenLoss, forward_backward
 
 Compose = Callable[[list[str]], Config]
 _SHAPES = ((768, 2048), (2048, 5461))
@@ -63,7 +63,7 @@ class _Training:
     precision: str
 
     def step(self) -> None:
-        forward_backward(self.model, iter([self.batch]), 1, self.batch.device, self.precision)
+        forward_backward(TokenLoss(self.model, self.precision), iter([self.batch]), 1, self.batch.device)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -267,7 +267,7 @@ def _grown(run: Run) -> dict[Tensor, Tensor]:
 
 def _step(run: Run, batch: list[Tensor], frozen: dict[Tensor, Tensor] | None = None) -> float:
     """One optimizer step; ``frozen`` slots get no gradient and, their moments being zero, stay where they are."""
-    loss = forward_backward(run.model, iter(batch), len(batch), run.device, run.settings.precision)
+    loss = forward_backward(run.loss, iter(batch), len(batch), run.device)
     for values, slots in (frozen or {}).items():
         assert values.grad is not None
         values.grad.masked_fill_(slots, 0)

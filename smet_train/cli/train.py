@@ -5,8 +5,9 @@ import sys
 import traceback
 from pathlib import Path
 
-from smet_train import __version__
+from smet_train import __version__, ranks
 from smet_train.cli.help import help_text, resume_text, usage_text
+from smet_train.cli.processes import run_processes
 from smet_train.config.launch import launch, resume
 from smet_train.config.schema import Config
 from smet_train.errors import SmetError, memory_shortage
@@ -32,21 +33,24 @@ def _status(arguments: list[str]) -> int:
     try:
         return resume(_train, arguments[1:]) if arguments[0] == "resume" else launch(_train, arguments)
     except SmetError as error:
-        print(f"smet-train: {error}", file=sys.stderr)
+        if not error.told:
+            print(f"smet-train: {ranks.name()}{error}", file=sys.stderr)
         return error.exit_status
     except Exception as error:
         shortage = memory_shortage(error)
         if shortage is not None:
-            print(f"smet-train: {shortage}", file=sys.stderr)
+            print(f"smet-train: {ranks.name()}{shortage}", file=sys.stderr)
             return shortage.exit_status
         traceback.print_exc()
-        print("smet-train: a failure that it does not know; the lines above say where", file=sys.stderr)
+        print(f"smet-train: {ranks.name()}a failure that it does not know; the lines above say where", file=sys.stderr)
         return 1
 
 
 def _train(config: Config, run_folder: Path) -> int:
     if config.tracking.tensorboard:
         require_tensorboard()
+    if config.train.processes > 1 and ranks.world_size() == 1:
+        return run_processes(config.train.processes, run_folder, sys.argv[1:])
     from smet_train.job import run_training  # imports torch and transformers: only when training starts
 
     return run_training(config, run_folder)

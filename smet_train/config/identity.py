@@ -15,6 +15,7 @@ VOLATILE_KEYS = (
     "plugins",  # where they lie; what of them is used is said by other settings
     "train.steps",
     "train.device",
+    "train.processes",
     "train.eval_interval",
     "train.log_interval",
     "train.activation_checkpointing",

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
+from smet_train import ranks
 from smet_train.config.compose import (
     MAIN_CONFIG,
     RESUMED_CONFIG,
@@ -89,6 +90,8 @@ def resume(run: RunJob, words: list[str]) -> int:
 
 
 def _launch(run: RunJob, arguments: Namespace, check: Callable[[Config], None] | None = None) -> int:
+    if ranks.follows():
+        return _follow(run, arguments)
     shows = arguments.cfg or arguments.shell_completion or arguments.info or arguments.hydra_help
     folder = None if shows else _check(arguments, check)
     job = _Job(run)
@@ -108,6 +111,28 @@ def _launch(run: RunJob, arguments: Namespace, check: Callable[[Config], None] |
             new.remove_if_unused()
         raise job.error
     return job.status
+
+
+def _follow(run: RunJob, arguments: Namespace) -> int:
+    """Take part in a run whose first process does all that Hydra does: the folder, its logs, what is shown.
+
+    A mistake in the settings is that process's too, and told there.
+    """
+    logging.basicConfig(level=logging.ERROR, format=f"{ranks.name()}%(message)s")
+    try:
+        with translated():
+            settings = compose_settings(
+                arguments.overrides,
+                arguments.config_name or MAIN_CONFIG,
+                None if arguments.config_dir is None else Path(arguments.config_dir),
+            )
+            config = to_config(settings)
+            validate(config)
+            folder = _output_folder(settings, "run")
+    except SmetError as error:
+        error.told = True
+        raise
+    return run(config, folder)
 
 
 class _Job:
@@ -184,6 +209,11 @@ def _check(arguments: Namespace, check: Callable[[Config], None] | None) -> Path
     name = arguments.config_name or MAIN_CONFIG
     config_dir = None if arguments.config_dir is None else Path(arguments.config_dir)
     sweeps = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
+    if sweeps and ranks.world_size() > 1:
+        raise ConfigError(
+            "torchrun starts the processes of one run, a sweep has many; write smet-train -m ... train.processes="
+            f"{ranks.world_size()}"
+        )
     with translated():
         if sweeps:
             settings = _check_sweep(arguments.overrides, name, config_dir)

@@ -293,6 +293,12 @@ class TrainConfig:
     steps: int = setting("optimizer steps", 10_000, at_least=1)
     batch_size: int = setting("sequences in an optimizer step", 512, at_least=1, at_most=1_000_000)
     micro_batch_size: int = setting("sequences computed at once; divides batch_size", 16, at_least=1, at_most=1_000_000)
+    processes: int = setting(
+        "processes of this machine that share a batch, a GPU each; under torchrun 1",
+        1,
+        at_least=1,
+        at_most=1024,
+    )
     precision: Precision = setting("number format of values and of computation", Precision.fp32)
     device: Device = setting("auto = the GPU where there is one", Device.auto)
     activation_checkpointing: bool = setting(

@@ -56,6 +56,7 @@ def validate(config: Config) -> None:
         check_range(leaf, value_at(config, leaf.key))
     _check_betas(config.optimizer.betas)
     _check_batch(config.train.batch_size, config.train.micro_batch_size)
+    check_processes(config, config.train.processes)
     _check_fused_step(config)
     _check_topology(config)
     _check_drop_fractions(config.topology.drop_fraction, config.topology.final_drop_fraction)
@@ -68,6 +69,27 @@ def validate(config: Config) -> None:
     _check_tracking(config.tracking)
     if config.checkpoint.resume not in ("auto", "never"):
         _check_path("checkpoint.resume", config.checkpoint.resume, "auto, never, or the path of a checkpoint")
+
+
+def check_processes(config: Config, processes: int) -> None:
+    """Raises ConfigError if ``processes`` can't share a batch evenly, or can't share gradients that are freed."""
+    if processes == 1:
+        return
+    micro_batches = config.train.batch_size // config.train.micro_batch_size
+    if micro_batches % processes:
+        whole = -(-micro_batches // processes) * processes * config.train.micro_batch_size
+        smaller = config.train.batch_size // processes
+        raise ConfigError(
+            f"{processes} processes can't share the {micro_batches} micro-batches of train.batch_size="
+            f"{config.train.batch_size} with train.micro_batch_size={config.train.micro_batch_size} evenly; write "
+            f"train.batch_size={whole}"
+            + (f" or train.micro_batch_size={smaller}" if smaller * processes == config.train.batch_size else "")
+        )
+    if config.train.fused_backward_step:
+        raise ConfigError(
+            f"train.fused_backward_step=true frees each gradient before {processes} processes have averaged it; leave "
+            "it out"
+        )
 
 
 def _check_fused_step(config: Config) -> None:

@@ -63,6 +63,12 @@ class TextTokenizer:
             raise DataError(f"data.tokenizer.file={path} is not a tokenizer.json: {error}") from error
         return cls(tokenizer, _end_of_text(tokenizer, path))
 
+    @classmethod
+    def from_json(cls, text: str) -> "TextTokenizer":
+        """Of the content of a ``tokenizer.json``, as :meth:`to_json` gives it."""
+        tokenizer = Tokenizer.from_str(text)
+        return cls(tokenizer, _end_of_text(tokenizer, Path("tokenizer.json")))
+
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, without any special token."""
         return self.encode_many([text])[0]

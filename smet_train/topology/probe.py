@@ -26,6 +26,7 @@ from smet_train.topology.select import keep_highest
 
 _CHUNK_WEIGHTS = 1 << 22  # 16 MiB in fp32
 
+AddUp = Callable[[Tensor], object]
 RowsGradient = Callable[[int, int], Tensor]  # the gradient of rows first..last, shape (last - first, I)
 
 
@@ -78,6 +79,8 @@ def probe_gradients(
     backward: Sequence[Callable[[], Any]],
     *,
     active: bool = False,
+    processes: int = 1,
+    add_up: AddUp = lambda _: None,
 ) -> Probed:
     """Run the micro-batches of ``backward`` and find the sites to grow.
 
@@ -87,6 +90,8 @@ def probe_gradients(
             more than once. The values of ``layers`` get no gradient meanwhile; what their ``grad`` holds stays. Other
             parameters get theirs, which are the caller's to clear.
         active: also the mean gradient of the active values.
+        processes: how many processes have as many micro-batches each; the mean is over all.
+        add_up: replaces a tensor by its sum over ``processes``: one chunk of a layer at a time.
     """
     wanted = {layer.values: layer.values.requires_grad for layer in layers.values()}
     best = {name: _Best(layer, n_grow[name]) for name, layer in layers.items() if n_grow[name]}
@@ -94,8 +99,8 @@ def probe_gradients(
     for values in wanted:
         values.requires_grad_(False)
     try:
-        for number, rows in enumerate(_passes(layers, n_grow, len(backward))):
-            _run_pass(layers, rows, best, at_active if number == 0 else {}, backward)
+        for number, rows in enumerate(_passes(layers, n_grow, len(backward) * processes)):
+            _run_pass(layers, rows, best, at_active if number == 0 else {}, backward, processes, add_up)
     finally:
         for values, required in wanted.items():
             values.requires_grad_(required)
@@ -183,9 +188,11 @@ def _run_pass(
     best: Mapping[str, _Best],
     at_active: Mapping[str, Tensor],
     backward: Sequence[Callable[[], Any]],
+    processes: int,
+    add_up: AddUp,
 ) -> None:
     """One pass over all micro-batches: offer ``rows_of_pass`` to ``best`` and add up the gradients of active values."""
-    n = len(backward)
+    n = len(backward) * processes
     sums: dict[_Rows, Tensor] = {}
     growing = set(rows_of_pass)
 
@@ -204,8 +211,11 @@ def _run_pass(
                 sums[rows] = sums[rows].add_(dense) if rows in sums else dense
 
     _run(layers, backward, take)
+    for gradient in at_active.values():
+        add_up(gradient)
     for rows in rows_of_pass:
         if rows in sums:
+            add_up(sums[rows])
             best[rows.name].offer(rows, sums.pop(rows).div_(n))
 
 

@@ -17,7 +17,7 @@ from smet_train.sparse.sampling import stream_key
 from smet_train.topology.apply import apply_move, apply_shrink, check_moved
 from smet_train.topology.exploration import Exploration, exploration_bytes
 from smet_train.topology.move import Move, make_move
-from smet_train.topology.probe import Probed, probe_bytes, probe_gradients
+from smet_train.topology.probe import AddUp, Probed, probe_bytes, probe_gradients
 from smet_train.topology.rules import MoveRules, Question, grown_sites, scores
 from smet_train.topology.schedule import TopologySchedule
 from smet_train.topology.select import keep_highest
@@ -66,7 +66,9 @@ class TopologyUpdater:
     Args:
         targets: final density of each layer, where ``rules.prunes``.
         explore: keep a bit for every site, to tell how many were ever active.
-        probe_micro_batches: how many micro-batches an update that looks at gradients is given; for :meth:`ledger`.
+        probe_micro_batches: how many micro-batches an update that looks at gradients looks at; for :meth:`ledger`.
+        processes: how many processes share them evenly; each is given its own.
+        add_up: replaces a tensor by its sum over ``processes``.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class TopologyUpdater:
         targets: Mapping[str, float] | None = None,
         explore: bool = True,
         probe_micro_batches: int = 1,
+        processes: int = 1,
+        add_up: AddUp = lambda _: None,
         check_invariants: bool = False,
     ) -> None:
         self.layers = layers
@@ -93,6 +97,7 @@ class TopologyUpdater:
         self.exploration = Exploration(layers) if explores else None
         self.last_step = 0
         self.probe_micro_batches = probe_micro_batches
+        self._processes, self._add_up = processes, add_up
         self._warned: set[str] = set()
 
     def due(self, step: int) -> bool:
@@ -197,7 +202,14 @@ class TopologyUpdater:
             return None
         assert backward, "an update that looks at gradients needs micro-batches"
         wanted = counts if self.rules.grow == "gradient" else dict.fromkeys(counts, 0)
-        return probe_gradients(self.layers, wanted, backward, active=self.rules.scores_gradient)
+        return probe_gradients(
+            self.layers,
+            wanted,
+            backward,
+            active=self.rules.scores_gradient,
+            processes=self._processes,
+            add_up=self._add_up,
+        )
 
     @torch.no_grad()
     def _move(self, name: str, layer: SparseLinear, count: int, step: int, probed: Probed | None) -> Move:

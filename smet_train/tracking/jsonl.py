@@ -48,11 +48,8 @@ def events_until(path: Path, position: int) -> Iterator[dict[str, Any]]:
         ValueError: if a line is not a JSON object.
     """
     with path.open("rb") as lines:
-        for line in lines:
-            yield dict(json.loads(line))
-            position -= len(line)
-            if position <= 0:
-                return
+        while lines.tell() < position:
+            yield dict(json.loads(lines.readline()))
 
 
 class JsonlSink:
@@ -99,3 +96,23 @@ class JsonlSink:
     def close(self) -> None:
         """Close the file; a later :meth:`emit` is an error."""
         self._file.close()
+
+
+class NoMetrics:
+    """Of a process that writes nothing: another one of its run does."""
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Forget ``event``."""
+
+    def position(self) -> int:
+        """The size of nothing."""
+        return 0
+
+    def truncate(self, position: int) -> None:
+        """There is nothing to cut off."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+MetricsFile = JsonlSink | NoMetrics

@@ -3,7 +3,7 @@
 import logging
 from typing import Any, Protocol
 
-from smet_train.tracking.jsonl import JsonlSink
+from smet_train.tracking.jsonl import MetricsFile
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class Tracker:
     An error of the metrics file is an error of the run. Any other sink that raises is dropped with one warning.
     """
 
-    def __init__(self, metrics: JsonlSink) -> None:
+    def __init__(self, metrics: MetricsFile) -> None:
         self.metrics = metrics
         self.sinks: list[Sink] = []
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from smet_train.train.processes import ALONE, Processes
 from smet_train.train.step import token_loss
 
 
@@ -20,23 +21,30 @@ def mean_loss(
     micro_batch_size: int,
     precision: str,
     give_up: Callable[[], object] = lambda: None,
+    processes: Processes = ALONE,
 ) -> float:
     """Mean loss in nats over every predicted token of ``windows_WT`` (W windows of T + 1 tokens, any device).
 
+    ``processes`` share the micro-batches, and all get the mean.
+
     Raises:
-        Interrupted: as soon as ``give_up()``, asked between micro-batches, is true.
+        Interrupted: if ``give_up()``, asked between micro-batches, is true in any process.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    total = 0.0
+    total, given_up = 0.0, False
     try:
-        for chunk in windows_WT.split(micro_batch_size):
-            if give_up():
-                raise Interrupted
+        for chunk in windows_WT.split(micro_batch_size)[processes.rank :: processes.size]:
+            given_up = bool(give_up())
+            if given_up:
+                break
             total += float(token_loss(model, chunk.to(device), precision)) * chunk.shape[0]
     finally:
         model.train(was_training)
+    total, gave_up = processes.sums(total, given_up)
+    if gave_up:
+        raise Interrupted
     return total / windows_WT.shape[0]  # windows are full, so windows weigh as their tokens do
 
 

@@ -14,9 +14,11 @@ from smet_train.errors import CheckpointError, DataError, SmetError, TrainingErr
 from smet_train.sparse.ledger import count_parameters, measure
 from smet_train.tracking.jsonl import JsonlSink
 from smet_train.tracking.resources import memory_use
+from smet_train.train.agreement import check_same_topology
 from smet_train.train.checkpoint import Keep, checkpoint_path, save_checkpoint
 from smet_train.train.evaluate import Interrupted, mean_loss, perplexity
 from smet_train.train.guard import RollBack, first_not_finite
+from smet_train.train.processes import lost_process_told
 from smet_train.train.run import Run
 from smet_train.train.state import capture
 from smet_train.train.step import forward_backward, token_loss
@@ -43,7 +45,7 @@ def train(run: Run) -> str:
     run.stop.arm()
     with end_told(run):
         catch_up(run)
-        while not run.finished and run.stop.reason is None:
+        while not run.finished and not asked_to_stop(run):
             if not read_ahead(run):
                 break
             move_topology(run)
@@ -55,6 +57,12 @@ def train(run: Run) -> str:
             report_step(run, loss, lr, grad_norm)
             catch_up(run)
         return finish(run)
+
+
+def asked_to_stop(run: Run) -> bool:
+    """Whether any process of the run is asked to stop; then all of them are."""
+    run.stop.take(run.processes.highest(run.stop.code))
+    return run.stop.reason is not None
 
 
 @contextmanager
@@ -89,7 +97,7 @@ def read_ahead(run: Run) -> bool:
     needed = batches_needed(run)
     try:
         while len(run.batches.peek(needed, _POLL_S)) < needed:
-            if run.stop.reason is not None:
+            if asked_to_stop(run):
                 return False
         return True
     except DataError:
@@ -99,7 +107,7 @@ def read_ahead(run: Run) -> bool:
 
 
 def batches_needed(run: Run) -> int:
-    """Micro-batches of the coming step, with those that a topology update before it looks at."""
+    """This process's micro-batches of the coming step, with those that a topology update before it looks at."""
     probes = run.topology.due(run.state.step) and run.topology.rules.needs_gradient
     return run.settings.micro_batches * (run.settings.probe_steps if probes else 1)
 
@@ -138,14 +146,18 @@ def take_sound_step(run: Run) -> tuple[float, float]:
 def compute_gradients(run: Run) -> tuple[float, float]:
     """Forward and backward; returns the loss and the norm of its gradient before clipping. A fused step is made too,
     if its gradients are finite."""
-    with run.fused or nullcontext():
-        loss = forward_backward(run.model, run.batches, run.settings.micro_batches, run.device, run.settings.precision)
-    return loss, clip_gradients(run) if run.fused is None else run.fused.grad_norm()
+    run.processes.begin_step(run.state.step + 1)
+    with run.fused or nullcontext(), lost_process_told():
+        loss = forward_backward(run.loss, run.batches, run.settings.micro_batches, run.device)
+    [summed] = run.processes.sums(loss)
+    return summed / run.processes.size, clip_gradients(run) if run.fused is None else run.fused.grad_norm()
 
 
 def note_incident(run: Run, what: str, action: str) -> None:
     """A line in ``incidents.jsonl``, on disk at once, and a warning."""
     step = run.state.step + 1
+    if not run.processes.leads:
+        return
     log.warning("step %d: %s; %s", step, what, action)
     sink = JsonlSink(run.folder / "incidents.jsonl")
     sink.emit({"event": "incident", "step": step, "what": what, "action": action, "time_s": time.time()})
@@ -161,7 +173,7 @@ def go_back(run: Run, what: str) -> NoReturn:
         TrainingError: if there is no checkpoint, or the run has gone back often enough.
     """
     step = run.state.step + 1
-    newest = run.saver.newest()
+    newest = run.processes.told(run.saver.newest)
     if newest is not None and run.guard.rollbacks < run.guard.max_rollbacks:
         note_incident(run, what, f"going back to {newest.name}, with the data from here on")
         run.guard.rollbacks += 1
@@ -179,7 +191,9 @@ def go_back(run: Run, what: str) -> NoReturn:
 def keep_for_inspection(run: Run) -> str:
     """Save the state where no run starts from; returns what became of it."""
     try:
-        path = save_checkpoint(run.folder / "inspect", run.state.step, capture(run), Keep(1))
+        path = run.processes.told(
+            lambda: save_checkpoint(run.folder / "inspect", run.state.step, capture(run), Keep(1))
+        )
     except CheckpointError as error:
         return f"could not be kept: {error}"
     return f"is kept in {path}"
@@ -226,6 +240,7 @@ def evaluate(run: Run) -> bool:
                 run.settings.micro_batch_size,
                 run.settings.precision,
                 give_up=lambda: run.stop.reason,
+                processes=run.processes,
             )
     except Interrupted:
         return False
@@ -245,6 +260,9 @@ def move_topology(run: Run) -> None:
         probe_baseline = run.spikes.probe_baseline()
         moved = run.topology.step(run.state.step, probe_batches(run))
         run.optimizer.zero_grad(set_to_none=True)  # the probe leaves gradients of what is dense
+        check_same_topology(run.processes, run.topology.layers, run.state.step)
+        if run.topology.rules.prunes:
+            run.loss.renew()
     report(run, run.spikes.topology_moved(run.state.step, probe_baseline))
     run.tracker.emit({"event": "topology", "step": run.state.step, **moved})
     report(run, run.topology_map.events(run.state.step))
@@ -275,7 +293,7 @@ def save(run: Run, *, last: bool = False) -> bool:
     Raises:
         RollBack, TrainingError: if the state holds a NaN or an infinity; it is not written.
     """
-    if run.saver.has(run.state.step):
+    if run.processes.told(lambda: run.saver.has(run.state.step)):
         return False
     started_s = time.monotonic()
     with run.throughput.paused():
@@ -283,7 +301,7 @@ def save(run: Run, *, last: bool = False) -> bool:
         bad = first_not_finite(snapshot.tensors)
         if bad is not None:
             go_back(run, f"the state to be saved is not finite ({bad})")
-        run.saver.save(run.state.step, snapshot, last=last)
+        run.processes.told(lambda: run.saver.save(run.state.step, snapshot, last=last))
     log.info("checkpoint of step %d: the loop waited %.2f s", run.state.step, time.monotonic() - started_s)
     return True
 

@@ -10,14 +10,18 @@ from torch import Tensor, nn
 from smet_train.data.loader import BatchLoader
 from smet_train.optim import FusedStep, LrSchedule, SmetAdamW
 from smet_train.topology import TopologyUpdater
-from smet_train.tracking.jsonl import JsonlSink
+from smet_train.tracking.jsonl import MetricsFile
 from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.throughput import Throughput
 from smet_train.tracking.topology_map import TopologyMap
 from smet_train.train.guard import StepGuard
+from smet_train.train.processes import Processes
 from smet_train.train.saver import Saver
+from smet_train.train.shared_batches import SharedBatches
+from smet_train.train.shared_gradients import SharedGradients
 from smet_train.train.signals import StopRequest
 from smet_train.train.spike_watch import SpikeWatch
+from smet_train.train.step import TokenLoss
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,7 @@ class LoopSettings:
     total_steps: int
     batch_size: int
     micro_batch_size: int
+    processes: int
     sequence_tokens: int
     lr: float
     grad_clip: float
@@ -37,12 +42,12 @@ class LoopSettings:
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches accumulated in one optimizer step."""
-        return self.batch_size // self.micro_batch_size
+        """Micro-batches that each process accumulates in one optimizer step."""
+        return self.batch_size // (self.micro_batch_size * self.processes)
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens trained on in one optimizer step."""
+        """Tokens that all processes train on in one optimizer step."""
         return self.batch_size * self.sequence_tokens
 
 
@@ -61,26 +66,29 @@ class TrainState:
 class Run:
     """One run: what is trained, on what, how, and where it is written down.
 
-    ``fused`` makes the optimizer's step in the backward pass, if asked for. ``fresh`` is true until a checkpoint is
-    restored into it. ``planned`` has the predicted bytes by kind, and of the ``peak``; ``step_flops`` the predicted
-    operations of a step, None if they can't be; ``start_rss_bytes`` what the process held before the model was made.
+    ``loss`` is that of a micro-batch, whose gradients ``processes`` share. ``fused`` makes the optimizer's step in the
+    backward pass, if asked for. ``fresh`` is true until a checkpoint is restored into it. ``planned`` has the predicted
+    bytes by kind, and of the ``peak``; ``step_flops`` the predicted operations of a step, None if they can't be;
+    ``start_rss_bytes`` what the process held before the model was made.
     """
 
     settings: LoopSettings
     folder: Path
     config: dict[str, Any]
     device: torch.device
+    processes: Processes
     model: nn.Module
+    loss: TokenLoss | SharedGradients
     optimizer: SmetAdamW
     fused: FusedStep | None
     lr_schedule: LrSchedule
     topology: TopologyUpdater
-    batches: BatchLoader
+    batches: BatchLoader | SharedBatches
     validation: Tensor
     spikes: SpikeWatch
     topology_map: TopologyMap
     tracker: Tracker
-    metrics: JsonlSink
+    metrics: MetricsFile
     throughput: Throughput
     stop: StopRequest
     guard: StepGuard

@@ -9,6 +9,9 @@ from types import FrameType, TracebackType
 # Ctrl-C, kill, a lost terminal, and what SLURM sends before pre-emption (--signal=USR1@60).
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
+_BUDGET = "train.max_hours"
+_REASONS = (None, _BUDGET, *(number.name for number in STOP_SIGNALS))
+
 
 class StopRequest:
     """Context manager that, once armed, turns the stop signals and the end of the budget into a ``reason``.
@@ -32,8 +35,18 @@ class StopRequest:
     def reason(self) -> str | None:
         """The signal's name or "train.max_hours"; None as long as the run may go on."""
         if self._signal is None and self._ends_s is not None and self._clock() >= self._ends_s:
-            return "train.max_hours"
+            return _BUDGET
         return self._signal
+
+    @property
+    def code(self) -> int:
+        """The reason as a number, 0 for none: what processes of one run tell each other."""
+        return _REASONS.index(self.reason)
+
+    def take(self, code: int) -> None:
+        """Stop for the reason that another process has."""
+        if self._signal is None and code:
+            self._signal = _REASONS[code]
 
     def arm(self) -> None:
         """From here on a signal is noted instead of ending the process."""

@@ -1,6 +1,8 @@
 """Forward and backward of one optimizer step over its micro-batches."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +29,42 @@ def token_loss(model: nn.Module, windows_BT: Tensor, precision: str) -> Tensor:
     return linear_cross_entropy(hidden_BTI.flatten(0, 1), head, targets, compute_dtype(precision))
 
 
-def forward_backward(
-    model: nn.Module, batches: Iterator[Tensor], micro_batches: int, device: torch.device, precision: str
-) -> float:
+class TokenLoss(nn.Module):
+    """:func:`token_loss` as a module."""
+
+    def __init__(self, model: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.model = model
+        self.precision = precision
+
+    def forward(self, windows_BT: Tensor) -> Tensor:
+        """The loss of a micro-batch; it can be run backward once."""
+        return token_loss(self.model, windows_BT, self.precision)
+
+    def accumulating(self, more: bool) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Nothing is kept back where there is nobody to share with."""
+        return nullcontext()
+
+    def renew(self) -> None:
+        """Nothing is derived from the shapes of parameters."""
+
+
+class LossOf(Protocol):
+    """The loss of a micro-batch, and how gradients add up over several."""
+
+    def __call__(self, windows_BT: Tensor) -> Tensor:
+        """As :func:`token_loss`."""
+
+    def accumulating(self, more: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a micro-batch; ``more`` follow."""
+
+
+def forward_backward(loss_of: LossOf, batches: Iterator[Tensor], micro_batches: int, device: torch.device) -> float:
     """Accumulate the gradient of the mean loss over ``micro_batches`` equal micro-batches; returns that loss."""
-    total = torch.zeros((), device=device)
-    for _ in range(micro_batches):
-        loss = token_loss(model, next(batches).to(device, non_blocking=True), precision) / micro_batches
-        loss.backward()
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for number in range(micro_batches):
+        with loss_of.accumulating(number + 1 < micro_batches):
+            loss = loss_of(next(batches).to(device, non_blocking=True)) / micro_batches
+            loss.backward()
         total += loss.detach()
     return float(total)

@@ -69,7 +69,8 @@ def _child(config: Config, folder: Path, hooks: tuple[Hook, ...]) -> None:
     try:
         status = job.run_training(config, folder, Console(file=io.StringIO()))
     except SmetError as error:
-        print(f"smet-train: {error}", file=sys.stderr, flush=True)
+        if not error.told:
+            print(f"smet-train: {error}", file=sys.stderr, flush=True)
         status = error.exit_status
     sys.exit(status)
 

@@ -13,7 +13,7 @@ from smet_train.tracking.spikes import SpikeMeter
 from smet_train.train.evaluate import mean_loss, perplexity
 from smet_train.train.precision import compute_context, hold_parameters
 from smet_train.train.spike_watch import SpikeWatch
-from smet_train.train.step import forward_backward, token_loss
+from smet_train.train.step import TokenLoss, forward_backward, token_loss
 
 CPU = torch.device("cpu")
 
@@ -51,10 +51,10 @@ def test_the_loss_is_the_mean_over_predicted_tokens() -> None:
 def test_micro_batches_add_up_to_the_batch(micro_batches: int) -> None:
     model, batch = Model(), windows(6)
     sparsify(model, ["body"], density=0.5, seed=1, backend="densify")
-    whole = forward_backward(model, iter([batch]), 1, CPU, "fp32")
+    whole = forward_backward(TokenLoss(model, "fp32"), iter([batch]), 1, CPU)
     expected = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     model.zero_grad()
-    loss = forward_backward(model, iter(batch.chunk(micro_batches)), micro_batches, CPU, "fp32")
+    loss = forward_backward(TokenLoss(model, "fp32"), iter(batch.chunk(micro_batches)), micro_batches, CPU)
     assert loss == pytest.approx(whole, rel=1e-6)
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)

@@ -1,0 +1,97 @@
+"""``train.processes``: the processes of a run on one machine, started, watched and stopped together.
+
+``torchrun`` does so too, over many machines. What is other here: all stop signals reach the processes, once, which may
+take as long as they need to finish a step and save; and the exit status is theirs.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_POLL_S = 0.05
+_LAST_WORDS_S = 10.0  # for the others to notice that one has gone, before they are ended
+
+
+def run_processes(n_processes: int, run_folder: Path, words: list[str]) -> int:
+    """Run ``smet-train`` with the arguments ``words`` as ``n_processes`` processes of one run; returns the exit status:
+    0, or that of the first that failed."""
+    if words[0] != "resume":
+        words = [*words, f"hydra.run.dir={_quoted(run_folder)}"]  # a fresh folder is chosen once
+    group = _Group()
+    previous = {
+        number: signal.signal(number, group.forward)
+        for number in _FORWARDED
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        group.start(n_processes, [sys.executable, "-m", "smet_train", *words])
+        return group.wait()
+    finally:
+        group.end()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Group:
+    def __init__(self) -> None:
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._signal: int | None = None
+
+    def start(self, n_processes: int, command: list[str]) -> None:
+        shared = {
+            **os.environ,
+            "WORLD_SIZE": str(n_processes),
+            "LOCAL_WORLD_SIZE": str(n_processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+        }
+        for rank in range(n_processes):
+            # A session of its own: Ctrl-C on the terminal reaches this process alone, which passes it on once.
+            child = subprocess.Popen(
+                command, start_new_session=True, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            )
+            self._children.append(child)
+            if self._signal is not None:  # it came before this child was there
+                child.send_signal(self._signal)
+
+    def forward(self, number: int, _frame: FrameType | None) -> None:
+        self._signal = number
+        for child in list(self._children):
+            child.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for all; when one fails, for the others only so long."""
+        failed, deadline_s = 0, None
+        while any(child.poll() is None for child in self._children):
+            statuses = [child.poll() for child in self._children]
+            if deadline_s is None and any(statuses):
+                failed = next(status for status in statuses if status)
+                deadline_s = time.monotonic() + _LAST_WORDS_S
+            if deadline_s is not None and time.monotonic() > deadline_s:
+                self.end()
+            time.sleep(_POLL_S)
+        failed = failed or next((child.returncode for child in self._children if child.returncode), 0)
+        return 128 - failed if failed < 0 else failed
+
+    def end(self) -> None:
+        for child in self._children:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _quoted(folder: Path) -> str:
+    escaped = str(folder).replace("'", r"\'").replace("${", r"\${")
+    return f"'{escaped}'"

@@ -1,0 +1,193 @@
+"""The processes that train one run together, and what they tell each other beside gradients.
+
+The first one leads: it reads the data, holds the lock and writes the run folder. What only it can know it tells the
+others, so that all take the same branches; an error of its own is raised in all of them.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from smet_train import ranks
+from smet_train.errors import ConfigError, SmetError, TrainingError
+from smet_train.sparse.sampling import stream_key
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(days=2)  # the leader may prepare data for hours
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL")
+
+
+class Processes:
+    """``size`` processes, of which this is ``rank``; alone, every method gives what it is given.
+
+    Every method is called by all of them in the same order.
+
+    Attributes:
+        sent_bytes: payload that this process has handed to collective operations since it was last set to 0.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, group: dist.ProcessGroup | None = None, seed: int = 0) -> None:
+        self.rank = rank
+        self.size = size
+        self.seed = seed
+        self.sent_bytes = 0
+        self._group = group
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that reads and writes."""
+        return self.rank == 0
+
+    def begin_step(self, step: int) -> None:
+        """Give each process random numbers of its own: they draw other dropout, whatever they drew before, and the
+        same when the run goes on. Alone, one generator runs through, and its state is saved."""
+        if self.size > 1:
+            torch.manual_seed(stream_key(self.seed, f"process {self.rank}", step, "dropout") % 2**63)
+
+    def told(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns in the leader; the others do not call it.
+
+        Raises:
+            SmetError: that of the leader, in every process; there it has been ``told`` to the user already.
+        """
+        if self.size == 1:
+            return make()
+        given: list[Any] = [None, None]
+        failure: SmetError | None = None
+        if self.leads:
+            try:
+                given = [make(), None]
+            except SmetError as error:
+                failure, given = error, [None, (type(error), str(error), error.exit_status)]
+        with lost_process_told():
+            dist.broadcast_object_list(given, src=0, group=self._group, device=torch.device("cpu"))
+        if failure is not None:
+            raise failure
+        if given[1] is not None:
+            kind, message, status = given[1]
+            heard: SmetError = kind(message, exit_status=status)
+            heard.told = True
+            raise heard
+        result: T = given[0]
+        return result
+
+    def scattered(self, parts: list[Tensor] | None, like: Tensor) -> Tensor:
+        """Fill ``like`` with this process's one of the leader's ``parts``, which are of its shape and dtype."""
+        self.sent_bytes += sum(part.nbytes for part in (parts or [])[1:])
+        with lost_process_told():
+            dist.scatter(like, parts, src=0, group=self._group)
+        return like
+
+    def highest(self, number: int) -> int:
+        """The largest of all ``number``."""
+        if self.size == 1:
+            return number
+        return int(self._reduced(torch.tensor(number), dist.ReduceOp.MAX))
+
+    def sums(self, *numbers: float) -> tuple[float, ...]:
+        """The sum of each of ``numbers`` over all processes, equal in all of them."""
+        if self.size == 1:
+            return numbers
+        return tuple(self._reduced(torch.tensor(numbers, dtype=torch.float64), dist.ReduceOp.SUM).tolist())
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace ``tensor``, on the device of the model, by its sum over all processes."""
+        if self.size > 1:
+            self.sent_bytes += tensor.nbytes
+            with lost_process_told():
+                dist.all_reduce(tensor)
+
+    def gathered(self, numbers: Tensor) -> Tensor:
+        """(size, n): the int64 ``numbers`` (n,) of each process."""
+        if self.size == 1:
+            return numbers[None]
+        every = [torch.empty_like(numbers) for _ in range(self.size)]
+        self.sent_bytes += numbers.nbytes
+        with lost_process_told():
+            dist.all_gather(every, numbers, group=self._group)
+        return torch.stack(every)
+
+    def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
+        self.sent_bytes += tensor.nbytes
+        with lost_process_told():
+            dist.all_reduce(tensor, operation, group=self._group)
+        return tensor
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def joined(device: str, named: int, seed: int) -> Iterator[Processes]:
+    """The processes that torchrun, or ``train.processes``, has started; ALONE if there is one.
+
+    Args:
+        device: ``train.device``; on GPUs each process takes one of its machine.
+        named: ``train.processes``.
+        seed: of what is random in one process alone.
+
+    Raises:
+        ConfigError: if there are not ``named`` of them (1: any number), or more on a machine than GPUs.
+    """
+    size = ranks.world_size()
+    if named not in (1, size):
+        raise ConfigError(
+            f"train.processes={named}, but this is one of {size} processes; smet-train starts them itself, and under "
+            "torchrun train.processes is left out"
+        )
+    if size == 1:
+        yield ALONE
+        return
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        _take_gpu(ranks.local_rank(), torch.cuda.device_count())
+    share_cores()
+    with lost_process_told():
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+        control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    try:
+        yield Processes(ranks.rank(), size, control, seed)
+    finally:
+        dist.destroy_process_group()
+
+
+def _take_gpu(number: int, n_gpus: int) -> None:
+    if number >= n_gpus:
+        raise ConfigError(
+            f"process {number + 1} of this machine has no GPU: torch sees {n_gpus} here; start {n_gpus} processes on a "
+            "machine, or write train.device=cpu"
+        )
+    torch.cuda.set_device(number)
+
+
+def share_cores() -> None:
+    """The threads of this machine's processes are as many as its cores, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+@contextmanager
+def lost_process_told() -> Iterator[None]:
+    """Inside, what torch says of a process that has gone is an error that says what to do.
+
+    Raises:
+        TrainingError: if another process has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not any(known in text for known in _LOST):
+            raise
+        raise TrainingError(
+            "another process of this run has ended; what it said above is the reason. The same command goes on from "
+            f"the newest checkpoint ({text.splitlines()[0][:200]})",
+            exit_status=1,
+        ) from error

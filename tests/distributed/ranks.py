@@ -1,0 +1,81 @@
+"""One run in several forked processes on gloo."""
+
+import os
+import socket
+from collections.abc import Sequence
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import smet_train.sparse_model
+from smet_train.config.schema import Config
+from smet_train.tracking.jsonl import read_events
+from smet_train.train.checkpoint import load_checkpoint
+from tests.faults import trials
+from tests.faults.trials import Hook
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def become(rank: int, size: int, port: int) -> None:
+    """What torchrun tells a process of itself."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def start(
+    config: Config, folder: Path, size: int, *hooks: Hook, of: dict[int, Hook] | None = None
+) -> list[BaseProcess]:
+    """``size`` processes of one run; ``of`` has hooks of single ones."""
+    port = free_port()
+    own = of or {}
+    return [
+        trials.start(config, folder, partial(become, rank, size, port), *hooks, *([own[rank]] if rank in own else []))
+        for rank in range(size)
+    ]
+
+
+def end(processes: Sequence[BaseProcess]) -> list[int]:
+    """The exit status of each."""
+    return [trials.end(process) for process in processes]
+
+
+def train(config: Config, folder: Path, size: int, *hooks: Hook) -> None:
+    """Train with ``size`` processes, as one of none if that is 1; it must end well."""
+    statuses = [trials.run(config, folder, *hooks)] if size == 1 else end(start(config, folder, size, *hooks))
+    assert not any(statuses), said(folder)
+
+
+def said(folder: Path) -> str:
+    return (folder / "console.log").read_text(encoding="utf-8")
+
+
+def in_double_precision() -> None:
+    """Hold all parameters in fp64, of which no setting knows."""
+
+    def hold(model: Any, _precision: str) -> None:
+        model.double()
+
+    smet_train.sparse_model.hold_parameters = hold  # type: ignore
+
+
+def losses(folder: Path, kind: str = "train") -> list[float]:
+    return [event["loss"] for event in read_events(folder / "metrics.jsonl") if event["event"] == kind]
+
+
+def weights(folder: Path, step: int) -> dict[str, Tensor]:
+    """Values, index and dense parameters of a checkpoint."""
+    return dict(load_checkpoint(folder / "checkpoints" / f"step_{step:08d}").tensors["model"])

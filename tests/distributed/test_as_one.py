@@ -1,0 +1,80 @@
+"""Several processes train what one process trains."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from smet_train.config.schema import Config
+from tests.distributed.ranks import in_double_precision, losses, train, weights
+
+QuickConfig = Callable[..., Config]
+LONG = ("train.steps=200", "topology.interval=35", "train.eval_interval=100", "checkpoint.interval=0")
+FOUR = ("train.batch_size=4", "train.micro_batch_size=1")
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest difference of two models' numbers; infinite if their topologies differ."""
+    assert one.keys() == other.keys()
+    same = all(torch.equal(one[name], other[name]) for name in one if not one[name].is_floating_point())
+    numbers = [name for name in one if one[name].is_floating_point()]
+    return max(float((one[name] - other[name]).abs().max()) for name in numbers) if same else torch.inf
+
+
+@pytest.fixture(scope="module")
+def alone(quick_config: QuickConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    train(quick_config(*LONG, *FOUR), folder, 1)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_in_single_precision_to_rounding(quick_config: QuickConfig, tmp_path: Path, alone: Path, size: int) -> None:
+    train(quick_config(*LONG, *FOUR), tmp_path, size)
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-5)
+    assert losses(tmp_path, "eval") == pytest.approx(losses(alone, "eval"), rel=1e-5)
+    assert apart(weights(tmp_path, 200), weights(alone, 200)) < 1e-4
+
+
+@pytest.mark.slow
+def test_in_double_precision_to_a_ten_billionth(quick_config: QuickConfig, tmp_path: Path) -> None:
+    for size in (1, 2, 4):
+        train(quick_config(*LONG, *FOUR), tmp_path / str(size), size, in_double_precision)
+    for size in (2, 4):
+        assert losses(tmp_path / str(size)) == pytest.approx(losses(tmp_path / "1"), abs=1e-10)
+        assert apart(weights(tmp_path / str(size), 200), weights(tmp_path / "1", 200)) < 1e-10
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("method=smet_rigl",),
+        ("method=smet_rigl", "topology.probe_steps=2", "topology.drop=magnitude_and_gradient"),
+        ("method=gmp", "topology.interval=1"),
+        ("method=dense",),
+        ("model.family=gpt2", "model.tie_embeddings=true", "sparsity.block_size=16"),
+        ("train.activation_checkpointing=true", "tracking.probe_windows=3", "train.precision=bf16_mixed"),
+        ("optimizer.moments=fp8",),
+    ],
+    ids=lambda overrides: " ".join(overrides[:2]),
+)
+def test_every_kind_of_run(quick_config: QuickConfig, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    config = quick_config("train.micro_batch_size=1", *overrides)
+    exact = config.train.precision.name == "fp32"
+    hooks = [in_double_precision] if exact else []
+    for size in (1, 2):
+        train(config, tmp_path / str(size), size, *hooks)
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), abs=1e-10 if exact else 1e-2)
+    assert losses(tmp_path / "2", "eval") == pytest.approx(losses(tmp_path / "1", "eval"), abs=1e-10 if exact else 1e-2)
+    if exact and config.optimizer.moments.name != "fp8":
+        assert apart(weights(tmp_path / "2", 6), weights(tmp_path / "1", 6)) < 1e-10
+
+
+def test_the_same_twice_bit_for_bit(quick_config: QuickConfig, tmp_path: Path) -> None:
+    config = quick_config("model.dropout=0.1", "model.family=gpt2")
+    for folder in ("first", "second"):
+        train(config, tmp_path / folder, 2)
+    assert apart(weights(tmp_path / "first", 6), weights(tmp_path / "second", 6)) == 0
+    assert losses(tmp_path / "first") == losses(tmp_path / "second")

@@ -1,0 +1,137 @@
+"""A run goes on in another number of processes, and after a stop, exactly."""
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from smet_train.config.schema import Config
+from smet_train.tracking.jsonl import read_events
+from smet_train.train import loop, step
+from smet_train.train.run import Run
+from tests.distributed.ranks import end, in_double_precision, losses, said, start, train, weights
+from tests.distributed.test_as_one import apart
+from tests.faults.trials import digest
+
+QuickConfig = Callable[..., Config]
+FOUR = ("train.batch_size=4", "train.micro_batch_size=1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [1, 2, 4])
+def test_in_any_other_number_of_processes(quick_config: QuickConfig, tmp_path: Path, first: int) -> None:
+    whole, half = quick_config(*FOUR), quick_config(*FOUR, "train.steps=3")
+    half.topology.stop_at = whole.topology.stop_at
+    train(whole, tmp_path / "whole", 1, in_double_precision)
+    for second in (1, 2, 4):
+        folder = tmp_path / str(second)
+        train(half, folder, first, in_double_precision)
+        saved = weights(folder, 3)
+        train(whole, folder, second, in_double_precision)
+        assert apart(weights(folder, 3), saved) == 0
+        events = read_events(folder / "metrics.jsonl")
+        assert [event["step"] for event in events if event["event"] == "train"] == [1, 2, 3, 4, 5, 6]
+        assert [event["tokens"] for event in events if event["event"] == "train"][-1] == 6 * 4 * 32
+        at = (tmp_path / "whole" / "checkpoints/step_00000006/state.json").read_text()
+        here = (folder / "checkpoints/step_00000006/state.json").read_text()
+        assert position(here) == position(at)
+
+
+def position(state: str) -> object:
+    """Where in the data a checkpoint is."""
+    return json.loads(state)["data"]
+
+
+def stop_after(step: int, number: int) -> None:
+    """A signal to this process alone at the start of the step after ``step``."""
+    set_learning_rate = loop.set_learning_rate
+
+    def stop(run: Run) -> float:
+        if run.state.step == step:
+            os.kill(os.getpid(), number)
+        return set_learning_rate(run)
+
+    loop.set_learning_rate = stop
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_bit_for_bit(
+    quick_config: QuickConfig, tmp_path: Path, asked: int
+) -> None:
+    config = quick_config("checkpoint.interval=0", "train.micro_batch_size=1")
+    train(config, tmp_path / "whole", 2)
+    folder = tmp_path / "stopped"
+    statuses = end(start(config, folder, 2, of={asked: partial(stop_after, 2, signal.SIGUSR1)}))
+    assert statuses == [0, 0], said(folder)
+    [ended] = [event for event in read_events(folder / "metrics.jsonl") if event["event"] == "end"]
+    assert (ended["step"], ended["reason"]) == (3, "SIGUSR1")
+    train(config, folder, 2)
+    assert digest(folder, 6) == digest(tmp_path / "whole", 6)
+
+
+def die_in_step(step: int) -> None:
+    """SIGKILL to this process in the backward pass of ``step``."""
+    compute_gradients = loop.compute_gradients
+
+    def die(run: Run) -> tuple[float, float]:
+        if run.state.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return compute_gradients(run)
+
+    loop.compute_gradients = die
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_when_one_process_is_killed_the_others_say_so_and_end(
+    quick_config: QuickConfig, tmp_path: Path, dead: int
+) -> None:
+    config = quick_config("train.micro_batch_size=1")
+    train(config, tmp_path / "whole", 2)
+    folder = tmp_path / "killed"
+    processes = start(config, folder, 2, of={dead: partial(die_in_step, 5)})
+    processes[dead].join()
+    gone_s = time.monotonic()
+    statuses = end(processes)
+    assert time.monotonic() - gone_s < 30
+    assert statuses[dead] == -signal.SIGKILL
+    assert statuses[1 - dead] == 1
+    assert re.search("smet-train: another process of this run has ended", said(folder))
+    train(config, folder, 2)
+    assert digest(folder, 6) == digest(tmp_path / "whole", 6)
+
+
+def spoil_loss(number: int) -> None:
+    """A loss that is no number in this process at step ``number``."""
+    forward_backward = step.forward_backward
+    calls = iter(range(1, 1000))
+
+    def spoiled(*arguments: object) -> float:
+        loss = forward_backward(*arguments)  # type: ignore[arg-type]
+        return float("nan") if next(calls) == number else loss
+
+    loop.forward_backward = spoiled  # type: ignore
+
+
+def test_a_step_that_is_bad_in_one_process_is_passed_over_in_all(quick_config: QuickConfig, tmp_path: Path) -> None:
+    config = quick_config("train.micro_batch_size=1")
+    assert end(start(config, tmp_path, 2, of={1: partial(spoil_loss, 4)})) == [0, 0], said(tmp_path)
+    events = read_events(tmp_path / "metrics.jsonl")
+    assert events[-1]["passed_over"] == 1
+    incidents = read_events(tmp_path / "incidents.jsonl")
+    assert [(incident["step"], incident["action"]) for incident in incidents] == [(4, "passed over")]
+
+
+def test_too_many_bad_steps_send_all_back_to_the_checkpoint(quick_config: QuickConfig, tmp_path: Path) -> None:
+    config = quick_config("train.micro_batch_size=1", "train.max_bad_steps=0")
+    assert end(start(config, tmp_path, 2, of={1: partial(spoil_loss, 5)})) == [0, 0], said(tmp_path)
+    events = read_events(tmp_path / "metrics.jsonl")
+    assert events[-1]["rollbacks"] == 1
+    assert len(losses(tmp_path)) == 6
+    assert all(torch.isfinite(torch.tensor(losses(tmp_path))))
