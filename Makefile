@@ -1,6 +1,6 @@
 # `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults mutants check lint type docs bench clean
+.PHONY: help setup demo test test-dist faults mutants check lint type docs bench clean
 
 # The environment; `make VENV=elsewhere …` keeps another one.
 VENV ?= .venv
@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python found; install Python 3.11 or later, or write make PYTHON=/path/to/python"; exit 1; }
@@ -31,6 +31,9 @@ demo: $(READY)  ## pre-train a small sparse LLaMA on the embedded data and show 
 
 test: $(READY)  ## run all tests
 	$(PYTEST)
+
+test-dist: $(READY)  ## those of several processes, about 10 minutes on two cores
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 1 tests/distributed
 
 faults: $(READY)  ## every trial of tests/faults, about half an hour; prints tried, passed and worst case of each kind
 	$(PYTEST) --faults=all --faults-out=outputs/faults.json tests/faults

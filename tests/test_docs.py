@@ -22,7 +22,7 @@ BENCHMARKS: dict[str, Any] = {
     "spike": SpikeBench, "loss": LossBench, "lr_rule": LrRuleBench, "speed": SpeedBench, "memory": MemoryBench,
 }  # fmt: skip
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 COMPOSED = ("smet-train", "smet-plan", "smet-bench")
 OTHER_PROGRAMS = {"pip", "source", "cd", "export", "kill", "sleep", "sbatch", "ls", "cat", "tail", "head", "wc", "true"}
 OTHER_PROGRAMS |= {"wandb", "tensorboard"}

@@ -4,6 +4,7 @@
 take as long as they need to finish a step and save; and the exit status is theirs.
 """
 
+import ctypes
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1
 _POLL_S = 0.05
 _LAST_WORDS_S = 10.0  # for the others to notice that one has gone, before they are ended
 
@@ -54,7 +56,10 @@ class _Group:
         for rank in range(n_processes):
             # A session of its own: Ctrl-C on the terminal reaches this process alone, which passes it on once.
             child = subprocess.Popen(
-                command, start_new_session=True, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                command,
+                start_new_session=True,
+                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                preexec_fn=_end_with_parent,
             )
             self._children.append(child)
             if self._signal is not None:  # it came before this child was there
@@ -72,6 +77,7 @@ class _Group:
             statuses = [child.poll() for child in self._children]
             if deadline_s is None and any(statuses):
                 failed = next(status for status in statuses if status)
+                self._tell(statuses.index(failed), failed)
                 deadline_s = time.monotonic() + _LAST_WORDS_S
             if deadline_s is not None and time.monotonic() > deadline_s:
                 self.end()
@@ -79,11 +85,23 @@ class _Group:
         failed = failed or next((child.returncode for child in self._children if child.returncode), 0)
         return 128 - failed if failed < 0 else failed
 
+    def _tell(self, rank: int, status: int) -> None:
+        """Say it of a process that could not say so itself."""
+        if status < 0:
+            died = f"process {rank} of {len(self._children)} was killed by {signal.Signals(-status).name}"
+            print(f"smet-train: {died}", file=sys.stderr, flush=True)
+
     def end(self) -> None:
         for child in self._children:
             if child.poll() is None:
                 child.kill()
                 child.wait()
+
+
+def _end_with_parent() -> None:
+    """Where Linux is: be sent SIGTERM when the process that started this one dies, however it dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_port() -> int:

@@ -14,6 +14,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "grad_norm": "global gradient norm before clipping, sparse values included",
         "tokens": "tokens trained on so far",
         "tokens_per_s": "training speed over the last steps, evaluation and saving left out",
+        "sent_bytes": "what each of several processes hands to collective operations in the step",
     },
     "eval": {
         "loss": "mean cross-entropy over the validation windows, nats a token",
@@ -28,6 +29,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "survived": "fraction of the values grown by the update before that this one keeps",
         "mean_age_steps": "steps that the active values have existed, on average, after the update",
         "ever_active": "fraction of the sparse layers' sites that were ever active",
+        "sent_bytes": "what each of several processes hands to collective operations in the update",
     },
     "spike": {
         "baseline": "loss before the update, nats a token",

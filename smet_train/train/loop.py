@@ -225,6 +225,7 @@ def report_step(run: Run, loss: float, lr: float, grad_norm: float) -> None:
             "tokens": run.state.tokens,
             "tokens_per_s": run.throughput.step(run.settings.tokens_per_step),
             "time_s": time.time(),
+            **run.processes.sent(),
         }
     )
     report(run, run.spikes.after_step(run.state.step, loss))
@@ -256,6 +257,7 @@ def move_topology(run: Run) -> None:
     """Move the topology if it is due, and watch the losses that follow."""
     if not run.topology.due(run.state.step):
         return
+    run.processes.sent_bytes = 0
     with run.throughput.paused():
         probe_baseline = run.spikes.probe_baseline()
         moved = run.topology.step(run.state.step, probe_batches(run))
@@ -264,7 +266,7 @@ def move_topology(run: Run) -> None:
         if run.topology.rules.prunes:
             run.loss.renew()
     report(run, run.spikes.topology_moved(run.state.step, probe_baseline))
-    run.tracker.emit({"event": "topology", "step": run.state.step, **moved})
+    run.tracker.emit({"event": "topology", "step": run.state.step, **moved, **run.processes.sent()})
     report(run, run.topology_map.events(run.state.step))
 
 

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # torch exports it without saying so
+from torch.distributed.rendezvous import rendezvous
 
 from smet_train import ranks
 from smet_train.errors import ConfigError, SmetError, TrainingError
@@ -45,9 +47,17 @@ class Processes:
         """Whether this is the process that reads and writes."""
         return self.rank == 0
 
+    def sent(self) -> dict[str, int]:
+        """For an event: ``sent_bytes``; nothing of a process alone."""
+        return {"sent_bytes": self.sent_bytes} if self.size > 1 else {}
+
     def begin_step(self, step: int) -> None:
-        """Give each process random numbers of its own: they draw other dropout, whatever they drew before, and the
-        same when the run goes on. Alone, one generator runs through, and its state is saved."""
+        """Count from 0 what is sent, and give each process random numbers of its own.
+
+        They draw other dropout, whatever they drew before, and the same when the run goes on. Alone, one generator runs
+        through, and its state is saved.
+        """
+        self.sent_bytes = 0
         if self.size > 1:
             torch.manual_seed(stream_key(self.seed, f"process {self.rank}", step, "dropout") % 2**63)
 
@@ -150,10 +160,13 @@ def joined(device: str, named: int, seed: int) -> Iterator[Processes]:
         _take_gpu(ranks.local_rank(), torch.cuda.device_count())
     share_cores()
     with lost_process_told():
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        store, rank, _ = next(rendezvous("env://"))
+        # torchrun's store outlives a restart, and holds where the processes of the attempt before were to be reached.
+        attempt = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group("nccl" if on_gpu else "gloo", store=attempt, rank=rank, world_size=size)
         control = dist.new_group(backend="gloo", timeout=_PATIENCE)
     try:
-        yield Processes(ranks.rank(), size, control, seed)
+        yield Processes(rank, size, control, seed)
     finally:
         dist.destroy_process_group()
 

@@ -4,6 +4,7 @@ A parameter holds active values only, so its buckets do too; nothing else is sen
 """
 
 import gc
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -36,9 +37,12 @@ class SharedGradients:
         self._parallel = self._wrapped()
 
     def _wrapped(self) -> DistributedDataParallel:
-        parallel = DistributedDataParallel(
-            self._loss, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
-        )
+        with warnings.catch_warnings():
+            # torch 2.13 renames broadcast_buffers, and has no other name yet for not sending buffers at the start.
+            warnings.simplefilter("ignore", FutureWarning)
+            parallel = DistributedDataParallel(
+                self._loss, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
+            )
         parallel.register_comm_hook(self._processes, _average_and_count)
         return parallel
 
