@@ -186,7 +186,7 @@ def test_events_are_read_up_to_a_position(tmp_path: Path) -> None:
 
 
 def test_metrics_have_the_name_of_their_event_and_source() -> None:
-    assert metrics(STEP) == {f"train/{key}": STEP[key] for key in FIELDS["train"]}
+    assert metrics(STEP) == {f"train/{key}": value for key, value in STEP.items() if key not in ("event", "step")}
     spike = {"event": "spike", "step": 3, "source": "probe", "peak": "inf", "baseline": "nan", "recovery_steps": None}
     values = metrics(spike)
     assert values["spike/probe_peak"] == math.inf
