@@ -32,10 +32,11 @@ from smet_train.config.validate import check_processes
 from smet_train.errors import DataError
 from smet_train.sparse.ledger import count_parameters, sparse_layers
 from smet_train.sparse_model import Backends, Vocabulary, explain_backends
+from smet_train.trackers import add_trackers, note_lines, publish_report
 from smet_train.tracking.console import ConsoleSink, open_console
 from smet_train.tracking.estimate import TimeEstimate
 from smet_train.tracking.resources import memory_use
-from smet_train.tracking.wandb_sink import open_wandb
+from smet_train.tracking.shelter import Sheltered
 from smet_train.train import files
 from smet_train.train.agreement import check_same_start
 from smet_train.train.checkpoint import load_checkpoint, load_plain
@@ -165,14 +166,18 @@ def _train(
             for line in changes_text(changes, config):
                 console.print(line, soft_wrap=True, markup=False)
                 log.info("%s", line)
+            trackers: list[Sheltered] = []
             if processes.leads:
                 add_displays(config, run, console)
+                trackers = add_trackers(config, run)
             reason = train(run)
+            if reason == "finished":
+                publish_report(trackers, run_folder)
         finally:
             run.saver.close()
             run.tracker.close()
     if processes.leads:
-        close(console, run, reason)
+        close(console, run, reason, trackers)
 
 
 def build_alike(build: Callable[[Backends], Run], backends: Backends, processes: Processes) -> Run:
@@ -242,7 +247,7 @@ def begin_metrics(run: Run, config: Config) -> None:
 
 
 def add_displays(config: Config, run: Run, console: Console) -> None:
-    """The progress display, and wandb if asked for."""
+    """The progress display and the time that is left."""
     run.tracker.add(
         ConsoleSink(
             console,
@@ -252,17 +257,6 @@ def add_displays(config: Config, run: Run, console: Console) -> None:
         )
     )
     run.tracker.add(TimeEstimate(console, total_steps=config.train.steps, start_step=run.state.step))
-    if config.tracking.wandb.name == "disabled":
-        return
-    wandb = open_wandb(
-        mode=config.tracking.wandb.name,
-        project=config.tracking.wandb_project,
-        run_folder=run.folder,
-        name=run.folder.name,
-        config=run.config,
-    )
-    if wandb is not None:
-        run.tracker.add(wandb)
 
 
 def announce(console: Console, config: Config, run: Run, source: str, backends: Backends) -> None:
@@ -294,11 +288,11 @@ def announce(console: Console, config: Config, run: Run, source: str, backends: 
         log.info("%s", line)
 
 
-def close(console: Console, run: Run, reason: str) -> None:
+def close(console: Console, run: Run, reason: str, trackers: Sequence[Sheltered]) -> None:
     """The closing summary, where everything is, and what to type next."""
     print_summary(console, run_summary(run.folder))
     steps, total_steps = run.state.step, run.settings.total_steps
     finished = reason == "finished"
     after = next_lines(run.folder, steps) if finished else stopped_lines(run.folder, reason, steps, total_steps)
-    for line in [*where_lines(run.folder), *after]:
+    for line in [*where_lines(run.folder), *note_lines(trackers), *after]:
         console.print(line, soft_wrap=True, markup=False)

@@ -25,6 +25,7 @@ SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 COMPOSED = ("smet-train", "smet-plan", "smet-bench")
 OTHER_PROGRAMS = {"pip", "source", "cd", "export", "kill", "sleep", "sbatch", "ls", "cat", "tail", "head", "wc", "true"}
+OTHER_PROGRAMS |= {"wandb", "tensorboard"}
 NAMED_ROOTS = ("smet_train/", "tests/", "configs/", "docs/", "benchmarks/", "hydra_plugins/", "scripts/")
 RUN_FILES = {"config.yaml", "README.md"}  # a run's own settings, and what an exported model comes with
 

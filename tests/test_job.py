@@ -244,41 +244,6 @@ def test_a_short_validation_split_is_a_warning(
     assert "fewer than train.eval_windows=5000" in caplog.text
 
 
-def test_wandb_offline_gets_the_same_names(
-    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    logged: dict[str, Any] = {}
-
-    class Run:
-        def define_metric(self, *_: Any, **__: Any) -> None: ...
-
-        def log(self, facts: dict[str, Any]) -> None:
-            logged.update(facts)
-
-        def finish(self) -> None:
-            logged["finished"] = True
-
-    started: dict[str, Any] = {}
-    monkeypatch.setattr("wandb.init", lambda **settings: started.update(settings) or Run())
-    train(quick_config("tracking.wandb=offline", "tracking.wandb_project=p"), tmp_path)
-    assert (started["mode"], started["project"], started["dir"]) == ("offline", "p", str(tmp_path))
-    assert {"train/loss", "train/step", "eval/perplexity", "topology/grown", "spike/train_spike", "spike/step"} < set(
-        logged
-    )
-    assert logged["finished"]
-
-
-def test_a_wandb_that_fails_is_a_warning(
-    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(**_: Any) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr("wandb.init", refuse)
-    train(quick_config("tracking.wandb=online", "train.steps=1"), tmp_path)
-    assert "training goes on without it" in caplog.text
-
-
 def test_a_model_that_can_not_be_planned_is_trained_all_the_same(
     monkeypatch: pytest.MonkeyPatch, quick_config: QuickConfig, tmp_path: Path
 ) -> None:

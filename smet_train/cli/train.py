@@ -11,6 +11,7 @@ from smet_train.cli.processes import run_processes
 from smet_train.config.launch import launch, resume
 from smet_train.config.schema import Config
 from smet_train.errors import SmetError, memory_shortage
+from smet_train.tracking.tensorboard_sink import require_tensorboard
 
 
 def main() -> None:
@@ -46,6 +47,8 @@ def _status(arguments: list[str]) -> int:
 
 
 def _train(config: Config, run_folder: Path) -> int:
+    if config.tracking.tensorboard:
+        require_tensorboard()
     if config.train.processes > 1 and ranks.world_size() == 1:
         return run_processes(config.train.processes, run_folder, sys.argv[1:])
     from smet_train.job import run_training  # imports torch and transformers: only when training starts

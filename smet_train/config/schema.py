@@ -346,6 +346,10 @@ class TrackingConfig:
 
     wandb: WandbMode = setting("also log to Weights & Biases", WandbMode.disabled)
     wandb_project: str = setting("project of the wandb run", "smet-train")
+    wandb_entity: str | None = setting("user or team of the wandb run; null = the account's default", None)
+    wandb_group: str | None = setting("group of the wandb run; null = a sweep's runs by the sweep's folder", None)
+    wandb_tags: list[str] = setting("tags of the wandb run", [])
+    tensorboard: bool = setting("also write event files for TensorBoard, into tensorboard/ of the run folder", False)
     spike_horizon_steps: int = setting("steps after a topology update in which its spike is sought", 30, at_least=1)
     spike_baseline_steps: int = setting("steps before an update whose mean loss is its baseline", 10, at_least=1)
     exploration: bool = setting("count the sites ever active, one bit a site", True)

@@ -6,7 +6,17 @@ from typing import Any
 from smet_train.config.densities import parse_densities
 from smet_train.config.fields import Leaf, leaves, spell, value_at
 from smet_train.config.plugins import added
-from smet_train.config.schema import Config, DataConfig, DataSource, Drop, Family, Grow, ModelConfig, RegrowMoments
+from smet_train.config.schema import (
+    Config,
+    DataConfig,
+    DataSource,
+    Drop,
+    Family,
+    Grow,
+    ModelConfig,
+    RegrowMoments,
+    TrackingConfig,
+)
 from smet_train.errors import ConfigError
 
 FILE_SOURCES = (DataSource.text, DataSource.jsonl, DataSource.parquet)
@@ -29,6 +39,9 @@ _READ_FROM_CONFIG_FILE = (
     "tie_embeddings",
     "initializer_range",
 )
+_NOT_IN_WANDB_PROJECTS = "/\\#?%:"
+_LONGEST_WANDB_PROJECT = 128
+_LONGEST_WANDB_TAG = 64
 _LISTED = 12  # divisors named in a message
 
 
@@ -53,6 +66,7 @@ def validate(config: Config) -> None:
         )
     _check_model(config.model)
     _check_data(config.data)
+    _check_tracking(config.tracking)
     if config.checkpoint.resume not in ("auto", "never"):
         _check_path("checkpoint.resume", config.checkpoint.resume, "auto, never, or the path of a checkpoint")
 
@@ -92,6 +106,22 @@ def _check_fused_step(config: Config) -> None:
             f"{config.train.batch_size} with train.micro_batch_size={config.train.micro_batch_size} accumulates "
             f"gradients over several; write train.micro_batch_size={config.train.batch_size}"
         )
+
+
+def _check_tracking(tracking: TrackingConfig) -> None:
+    """What wandb would refuse, long after the command was typed."""
+    refused = sorted(set(tracking.wandb_project) & set(_NOT_IN_WANDB_PROJECTS))
+    if refused or len(tracking.wandb_project) > _LONGEST_WANDB_PROJECT:
+        raise ConfigError(
+            f"tracking.wandb_project={spell(tracking.wandb_project)}: wandb takes at most {_LONGEST_WANDB_PROJECT} "
+            f"characters and none of {_NOT_IN_WANDB_PROJECTS}; write for instance tracking.wandb_project=smet-train"
+        )
+    for tag in tracking.wandb_tags:
+        if len(tag) > _LONGEST_WANDB_TAG:
+            raise ConfigError(
+                f"tracking.wandb_tags: {spell(tag)} has {len(tag)} characters, wandb takes at most "
+                f"{_LONGEST_WANDB_TAG}; write a shorter tag"
+            )
 
 
 def _check_text(leaf: Leaf, value: Any) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,17 @@ def read_events(path: Path) -> list[dict[str, Any]]:
                 break
             raise ValueError(f"{path}, line {number}: {error}") from error
     return events
+
+
+def events_until(path: Path, position: int) -> Iterator[dict[str, Any]]:
+    """The events of a metrics file before ``position`` (bytes, the end of a line), one after the other.
+
+    Raises:
+        ValueError: if a line is not a JSON object.
+    """
+    with path.open("rb") as lines:
+        while lines.tell() < position:
+            yield dict(json.loads(lines.readline()))
 
 
 class JsonlSink:

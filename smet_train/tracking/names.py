@@ -1,9 +1,11 @@
-"""Events and their fields, the same in metrics.jsonl, on the console and in wandb.
+"""Events and their fields, the same in metrics.jsonl, on the console, in wandb and in TensorBoard.
 
 ``FIELDS`` gives each event's numeric fields with meaning and unit. Fields of ``TIME_FIELDS`` depend on the clock, so
 two runs that are otherwise equal differ in them. ``GRIDS`` has events that are more than numbers, in
 metrics.jsonl alone.
 """
+
+from typing import Any
 
 FIELDS: dict[str, dict[str, str]] = {
     "train": {
@@ -53,3 +55,30 @@ GRIDS: dict[str, dict[str, str]] = {
 }
 
 TIME_FIELDS = frozenset({"time_s", "tokens_per_s"})
+
+SOURCES: dict[str, tuple[str, ...]] = {"spike": ("train", "probe")}
+"""Events that are measured on several losses, each with metrics and a step axis of its own."""
+
+
+def prefix(event: dict[str, Any]) -> str:
+    """What the names of an event's metrics begin with: ``train/``, ``spike/probe_``."""
+    return f"{event['event']}/{event['source']}_" if "source" in event else f"{event['event']}/"
+
+
+def prefixes() -> list[str]:
+    """Of every event that has metrics."""
+    kinds = [(kind, SOURCES.get(kind)) for kind in FIELDS]
+    return [name for kind, of in kinds for name in ([f"{kind}/{source}_" for source in of] if of else [f"{kind}/"])]
+
+
+def metrics(event: dict[str, Any]) -> dict[str, float]:
+    """The fields of ``FIELDS`` under their full names, such as ``train/loss``; empty for an event that has none.
+
+    Of an event from metrics.jsonl, "nan", "inf" and "-inf" are numbers again.
+    """
+    values = {key: event.get(key) for key in FIELDS.get(event["event"], {})}
+    return {
+        f"{prefix(event)}{key}": float(value) if isinstance(value, str) else value
+        for key, value in values.items()
+        if value is not None
+    }

@@ -1,57 +1,206 @@
-"""Events to Weights & Biases, under the same names as in metrics.jsonl: ``train/loss``, ``spike/spike``, ..."""
+"""Events to Weights & Biases, under the same names as in metrics.jsonl: ``train/loss``, ``spike/train_spike``, ..."""
 
 import importlib
 import logging
+import os
+import secrets
+import shlex
+import shutil
+import sys
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smet_train.tracking.names import FIELDS
+import psutil
+
+from smet_train.tracking.names import metrics, prefix, prefixes
+from smet_train.tracking.shelter import CLOSE_S
 
 log = logging.getLogger(__name__)
 
+_INIT_S = 20.0
+_ABANDON_S = 5.0
+_ID_NAME = "run_id.txt"
+_ONLINE = ".online"  # ends the name of an empty file that says that a server has the run of this id
+_SPIKE_COLUMNS = (
+    "step", "source", "baseline", "peak", "spike", "peak_step", "recovery_steps", "horizon_steps", "beta2",
+)  # fmt: skip
 
-class WandbSink:
-    """A wandb run, ``mode`` "offline" (files under ``run_folder``, to be synced later) or "online".
 
-    Every event has its own step axis, ``<event>/step``, because events of one step arrive one after the other and a
-    spike is reported many steps after the update it belongs to.
+@dataclass(frozen=True, slots=True)
+class WandbSettings:
+    """What a wandb run is called and where it belongs; ``mode`` is "offline" or "online".
+
+    ``identity`` is equal for equal runs and begins the id. ``fresh`` means that the run starts at its first step.
     """
 
-    def __init__(self, *, mode: str, project: str, run_folder: Path, name: str, config: dict[str, Any]) -> None:
-        wandb = importlib.import_module("wandb")  # takes seconds: only for those who ask for it
-        self._run = wandb.init(
-            mode=mode,
-            project=project,
-            dir=str(run_folder),
-            id=name,
-            name=name,
-            resume="allow",
-            reinit="finish_previous",
-            config=config,
-            settings=wandb.Settings(silent=True),
-        )
-        for event in FIELDS:
-            self._run.define_metric(f"{event}/step")
-            self._run.define_metric(f"{event}/*", step_metric=f"{event}/step")
+    mode: str
+    project: str
+    identity: str
+    fresh: bool = True
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+class WandbSink:
+    """Logs to the wandb run ``run``.
+
+    Each kind of event has a step axis of its own, ``train/step``, ``spike/train_step``: events of one step arrive one
+    after the other, and a spike is reported many steps after the update it belongs to. A run that goes on has points
+    already: those up to the last step of each axis are not sent again.
+
+    Args:
+        wandb: the module.
+        note: see :class:`NotedSink`.
+    """
+
+    def __init__(self, wandb: Any, run: Any, note: str, resumed: bool) -> None:
+        self.note = note
+        self._wandb = wandb
+        self._run = run
+        self._finished = False
+        self._spikes: list[list[Any]] = []
+        self._sent: dict[str, int] = {}
+        for name in prefixes():
+            run.define_metric(f"{name}step")
+            run.define_metric(f"{name}*", step_metric=f"{name}step")
+            if resumed and (step := run.summary.get(f"{name}step")) is not None:
+                self._sent[name] = step
 
     def emit(self, event: dict[str, Any]) -> None:
-        """Log the fields of ``FIELDS`` as ``<event>/<field>``; events without such fields are left out."""
-        kind = event["event"]
-        if kind not in FIELDS:
-            return
-        prefix = f"{kind}/{event['source']}_" if "source" in event else f"{kind}/"
-        fields = {f"{prefix}{key}": event[key] for key in FIELDS[kind] if event.get(key) is not None}
-        self._run.log({**fields, f"{kind}/step": event["step"]})
+        """Log the event's metrics; at the end of a run also all spikes as the table ``spike/table``."""
+        if event["event"] == "spike":
+            self._spikes.append([event.get(column) for column in _SPIKE_COLUMNS])
+        if event["event"] == "end":
+            self._finished = event["reason"] == "finished"
+            if self._spikes:
+                self._run.log({"spike/table": self._wandb.Table(columns=list(_SPIKE_COLUMNS), data=self._spikes)})
+        values, name = metrics(event), prefix(event)
+        if values and event["step"] > self._sent.get(name, -1):
+            self._run.log({**values, f"{name}step": event["step"]})
+
+    def attach(self, name: str, files: Iterable[Path]) -> None:
+        """Keep ``files`` as an artifact of the run; each time another version of it."""
+        artifact = self._wandb.Artifact(f"{name}-{self._run.id}", type=name)
+        for file in files:
+            artifact.add_file(str(file))
+        self._run.log_artifact(artifact)
 
     def close(self) -> None:
-        """Finish the wandb run; in online mode this waits for what is still to be sent."""
-        self._run.finish()
+        """Finish the wandb run, as a failed one if it is not at its end, and end wandb's own process."""
+        try:
+            if self._finished:
+                self._run.finish()
+            else:
+                self._run.finish(exit_code=1)
+        finally:
+            teardown(self._wandb)
 
 
-def open_wandb(**settings: Any) -> WandbSink | None:
-    """A :class:`WandbSink`, or None with a warning if wandb is missing or refuses: a run never fails for it."""
+def open_wandb(settings: WandbSettings, run_folder: Path, config: dict[str, Any]) -> WandbSink:
+    """A run online, or offline if that is asked for or wandb can't be reached, which is told in a warning.
+
+    Raises:
+        Exception: of any kind, if wandb is missing or refuses.
+    """
+    wandb = importlib.import_module("wandb")  # takes a second: only for those who ask for it
+    folder = run_folder / "wandb"
+    run_id = stored_id(folder, settings.identity, settings.fresh)
+    unsent_id = offline_id(folder, run_id)
+    offline_note = f"wandb sync {shlex.quote(str(folder))}/offline-run-*-{unsent_id}"
+    # Silent also means that no key is asked for on a terminal.
+    wandb.setup(wandb.Settings(silent=True))
+    if settings.mode == "online" and os.environ.get("WANDB_MODE") != "offline":
+        try:
+            run = _init(wandb, settings, run_folder, config, mode="online", id=run_id, resume="allow")
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else repr(error)
+            log.warning(
+                "tracking.wandb=online: wandb can't be reached (%s); the run is recorded offline. To send it later: %s",
+                reason, offline_note,
+            )  # fmt: skip
+            teardown(wandb)  # which else holds the id as one in use
+            wandb.setup(wandb.Settings(silent=True))
+        else:
+            (folder / f"{run_id}{_ONLINE}").touch()
+            remove_unsent(folder, run_id)
+            return WandbSink(wandb, run, str(run.url), resumed=True)
+    remove_unsent(folder, unsent_id)
+    run = _init(wandb, settings, run_folder, config, mode="offline", id=unsent_id)
+    return WandbSink(wandb, run, offline_note, resumed=False)
+
+
+def _init(wandb: Any, settings: WandbSettings, run_folder: Path, config: dict[str, Any], **how: Any) -> Any:
+    return wandb.init(
+        project=settings.project,
+        entity=settings.entity,
+        group=settings.group,
+        tags=list(settings.tags),
+        name=run_folder.name,
+        dir=str(run_folder),
+        config=config,
+        allow_val_change=True,
+        reinit="finish_previous",
+        # What a run prints is in its own files, and must not pass through another process.
+        settings=wandb.Settings(silent=True, console="off", init_timeout=_INIT_S, finish_timeout=CLOSE_S - 10),
+        **how,
+    )
+
+
+def stored_id(folder: Path, identity: str, fresh: bool) -> str:
+    """The id of the wandb run of a run folder, made at its first start and kept in ``folder``.
+
+    A run that was killed before its first checkpoint keeps it too; one that starts afresh as another gets another.
+    """
+    path = folder / _ID_NAME
+    if path.is_file():
+        stored = path.read_text(encoding="utf-8").strip()
+        if not fresh or stored.startswith(f"{identity}-"):
+            return stored
+    folder.mkdir(exist_ok=True)
+    run_id = f"{identity}-{secrets.token_hex(4)}"
+    path.write_text(run_id + "\n", encoding="utf-8")
+    return run_id
+
+
+def offline_id(folder: Path, run_id: str) -> str:
+    """``run_id``, or the first of ``run_id-2``, ``run_id-3`` ... that no server has heard of, as far as is known here.
+
+    Offline a run is recorded from its first event on. Sent to a run that a server has already, it would be added to it.
+    """
+    number, unsent_id = 1, run_id
+    while (folder / f"{unsent_id}{_ONLINE}").exists() or any(folder.glob(f"offline-run-*-{unsent_id}/*.synced")):
+        number += 1
+        unsent_id = f"{run_id}-{number}"
+    return unsent_id
+
+
+def remove_unsent(folder: Path, run_id: str) -> None:
+    """Remove what earlier starts recorded of a run and nobody has sent: the present start has it again."""
+    for outdated in folder.glob(f"offline-run-*-{run_id}"):
+        if not any(outdated.glob("*.synced")):
+            shutil.rmtree(outdated)
+
+
+def teardown(wandb: Any) -> None:
+    """End wandb's own process and take back what wandb would do when ours ends."""
     try:
-        return WandbSink(**settings)
-    except Exception as error:
-        log.warning("tracking.wandb: not available, training goes on without it: %r", error)
-        return None
+        wandb.teardown()
+    except (Exception, SystemExit) as error:
+        log.debug("wandb.teardown: %r", error)  # its process was gone
+
+
+def abandon() -> None:
+    """End wandb's own process by force: it may hang, and ours would wait for it at its end."""
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if child.name() == "wandb-core":
+                child.kill()
+    if "wandb" in sys.modules:
+        ending = threading.Thread(target=teardown, args=(sys.modules["wandb"],), daemon=True)
+        ending.start()
+        ending.join(_ABANDON_S)

@@ -10,7 +10,7 @@ from smet_train.config.fields import leaves
 from smet_train.config.schema import Config
 
 # Only these turn settings into behaviour; a check in validate.py, say, is not a use.
-USERS = ("build.py", "build_data.py", "sparse_model.py", "job.py", "config/identity.py")
+USERS = ("build.py", "build_data.py", "sparse_model.py", "job.py", "trackers.py", "config/identity.py")
 
 
 def attribute_chain(node: ast.AST) -> str:

@@ -53,7 +53,7 @@ def test_every_number_is_limited() -> None:
         for leaf in leaves(Config())
         if isinstance(leaf.default, int | float | list) and not isinstance(leaf.default, bool) and leaf.range is None
     ]
-    assert unlimited == ["plugins", "data.files", "sparsity.densities", "sparsity.exclude"]
+    assert unlimited == ["plugins", "data.files", "sparsity.densities", "sparsity.exclude", "tracking.wandb_tags"]
 
 
 def test_every_setting_says_what_it_means_in_one_line() -> None:
@@ -125,6 +125,9 @@ def test_micro_batches_divide_the_batch_or_the_message_names_those_that_do(batch
         ({"data__split": " "}, "data.split=  is empty"),
         ({"data__source": DataSource.text, "data__files": [""]}, "data.files=[] is empty"),
         ({"tracking__wandb_project": ""}, "tracking.wandb_project='' is empty"),
+        ({"tracking__wandb_project": "a/b"}, "tracking.wandb_project=a/b: wandb takes at most 128"),
+        ({"tracking__wandb_project": "a" * 129}, "wandb takes at most 128 characters"),
+        ({"tracking__wandb_tags": ["good", "a" * 65]}, "has 65 characters, wandb takes at most 64"),
     ],
 )
 def test_settings_that_do_not_go_together(settings: dict[str, object], message: str) -> None:

@@ -1,7 +1,5 @@
-import importlib
 import io
 import json
-import logging
 import math
 import sys
 from pathlib import Path
@@ -12,12 +10,11 @@ import torch
 from rich.console import Console
 
 from smet_train.tracking.console import ConsoleSink, duration, open_console
-from smet_train.tracking.jsonl import JsonlSink, read_events, to_line
-from smet_train.tracking.names import FIELDS
+from smet_train.tracking.jsonl import JsonlSink, events_until, read_events, to_line
+from smet_train.tracking.names import FIELDS, metrics, prefix, prefixes
 from smet_train.tracking.resources import memory_use
 from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.throughput import Throughput
-from smet_train.tracking.wandb_sink import open_wandb
 
 STEP = {"event": "train", "step": 10, "loss": 2.5, "lr": 1e-3, "grad_norm": 0.5, "tokens": 100, "tokens_per_s": 50.0}
 
@@ -175,30 +172,26 @@ def test_the_peak_is_in_bytes_where_the_kernel_has_no_status_file(monkeypatch: p
         assert memory_use(torch.device("cpu"))["peak_rss_bytes"] == expected
 
 
-@pytest.mark.slow
-def test_wandb_offline_writes_its_files_into_the_run_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("wandb")
-    sink = open_wandb(mode="offline", project="p", run_folder=tmp_path, name="r", config={"seed": 1})
-    assert sink is not None, caplog.text
-    for step in range(3):
-        sink.emit({**STEP, "step": step})
-    sink.emit({"event": "spike", "step": 1, "source": "train", "spike": 0.5, "baseline": 1.0, "peak": 1.5})
-    sink.emit({"event": "run", "seed": 1})
-    summary = dict(sink._run.summary)
+def test_events_are_read_up_to_a_position(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonlSink(path)
+    assert list(events_until(path, sink.position())) == []
+    sink.emit(STEP)
+    sink.emit({"event": "eval", "step": 10, "loss": math.nan})
+    position = sink.position()
+    events = events_until(path, position)
+    sink.emit(STEP)
     sink.close()
-    assert summary["train/loss"] == 2.5
-    assert summary["spike/train_spike"] == 0.5
-    assert summary["spike/step"] == 1
-    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert list(events) == read_events(path)[:2]
 
 
-def test_wandb_that_is_missing_is_a_warning(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def missing(name: str) -> None:
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-    with caplog.at_level(logging.WARNING):
-        assert open_wandb(mode="online", project="p", run_folder=tmp_path, name="r", config={}) is None
-    assert "training goes on without it" in caplog.text
+def test_metrics_have_the_name_of_their_event_and_source() -> None:
+    assert metrics(STEP) == {f"train/{key}": value for key, value in STEP.items() if key not in ("event", "step")}
+    spike = {"event": "spike", "step": 3, "source": "probe", "peak": "inf", "baseline": "nan", "recovery_steps": None}
+    values = metrics(spike)
+    assert values["spike/probe_peak"] == math.inf
+    assert math.isnan(values["spike/probe_baseline"])
+    assert len(values) == 2
+    assert metrics({"event": "end", "step": 3}) == {}
+    assert {prefix(spike), prefix(STEP)} < set(prefixes())
+    assert len(prefixes()) == len(FIELDS) + 1
