@@ -1,7 +1,7 @@
 """The settings ``hydra.launcher.…`` and ``hydra.sweeper.…`` by the name that is chosen, and their defaults.
 
-Names that Hydra or its plugins have too mean ours: theirs would run jobs inside shared processes. ``basic`` is what Hydra
-chooses where nothing else is.
+Names that Hydra or its plugins have too mean ours: theirs would run jobs inside shared processes. ``basic`` is what
+Hydra chooses where nothing else is.
 """
 
 from dataclasses import dataclass, field

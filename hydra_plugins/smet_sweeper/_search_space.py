@@ -25,8 +25,8 @@ class Space:
 def read_space(typed: Sequence[str], config_loader: Any) -> Space:
     """The space of the overrides; of two with the same key the later one counts.
 
-    ``a,b``, ``choice(…)``, ``range(…)`` and ``glob(…)`` are choices; ``interval(…)`` draws numbers between two, whole
-    ones if both are, and ``tag(log, interval(…))`` draws their logarithm.
+    ``a,b``, ``choice(…)``, ``range(…)`` and ``glob(…)`` are choices; ``interval(…)`` draws numbers between two,
+    ``int(interval(…))`` whole ones, and ``tag(log, …)`` around one of them draws the logarithm.
 
     Raises:
         ConfigError: if none of them gives several values.
