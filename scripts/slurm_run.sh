@@ -24,6 +24,7 @@ trap 'unfinished=1; kill -USR1 "$run"' USR1
 # Of a pre-emption SLURM tells the run itself; a second signal would end it before it has saved.
 trap 'unfinished=1' TERM
 
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # which srun does not take over from sbatch by itself
 srun smet-train "$@" &
 run=$!
 wait "$run"

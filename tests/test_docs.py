@@ -24,9 +24,10 @@ BENCHMARKS: dict[str, Any] = {
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 COMPOSED = ("smet-train", "smet-plan", "smet-bench")
-OTHER_PROGRAMS = {"pip", "source", "cd", "export", "kill", "sleep", "sbatch", "ls", "cat", "tail", "head", "wc", "true"}
+OTHER_PROGRAMS = {"pip", "source", "cd", "export", "kill", "sleep", "ls", "cat", "tail", "head", "wc", "true"}
 NAMED_ROOTS = ("smet_train/", "tests/", "configs/", "docs/", "benchmarks/", "hydra_plugins/", "scripts/")
-RUN_FILES = {"config.yaml", "README.md"}  # a run's own settings, and what an exported model comes with
+# A run's own settings, what an exported model comes with, and the best trial of a search.
+RUN_FILES = {"config.yaml", "README.md", "optimization_results.yaml"}
 
 
 @pytest.fixture(params=DOCUMENTS, ids=name_of)
@@ -50,7 +51,7 @@ def test_every_named_file_exists(document: tuple[Path, str]) -> None:
     _, text = document
     files = [
         str(file.relative_to(ROOT))
-        for folder in ("smet_train", "tests", "configs", "benchmarks", "docs", "hydra_plugins")
+        for folder in ("smet_train", "tests", "configs", "benchmarks", "docs", "hydra_plugins", "scripts")
         for file in (ROOT / folder).rglob("*")
     ]
     for span in spans(text):
@@ -68,7 +69,7 @@ def test_every_named_setting_exists(document: tuple[Path, str]) -> None:
     sections = "|".join(sorted({key.partition(".")[0] for key in keys if "." in key}))
     for span in spans(text):
         match = re.match(rf"((?:{sections})\.[\w.]+)(?:=|$)", span)
-        if match and not match[1].endswith((".py", ".yaml", ".log", ".safetensors", ".json")):
+        if match and not match[1].endswith((".py", ".yaml", ".log", ".safetensors", ".json", ".pt")):
             assert match[1].rstrip(".") in keys or any(key.startswith(f"{match[1]}.") for key in keys), span
 
 
@@ -82,6 +83,8 @@ def test_every_command_is_understood(command: Command, monkeypatch: pytest.Monke
     if program == "make":
         targets = [word for word in command.words[1:] if "=" not in word and word != "…"]
         assert set(targets) <= TARGETS
+    elif program == "sbatch":
+        check_sbatch(command.words[1:])
     elif program == "python":
         check_python(command.words[1:])
     elif program.startswith("smet-"):
@@ -100,6 +103,13 @@ def check_python(words: list[str]) -> None:
         assert find_spec(words[1]) is not None, words[1]
     elif words[0] != "-c":
         assert (ROOT / words[0]).is_file(), words[0]
+
+
+def check_sbatch(words: list[str]) -> None:
+    """A script that is there, and what it has ``smet-train`` compose."""
+    script = ROOT / words[0]
+    (line,) = re.findall(r"^(?:exec|srun) smet-train(.*)\"\$@\"", script.read_text(encoding="utf-8"), re.MULTILINE)
+    check_composes("smet-train", [*line.split(), *words[1:]])
 
 
 def check_composes(program: str, words: list[str]) -> None:
@@ -124,7 +134,8 @@ def check_composes(program: str, words: list[str]) -> None:
 
 
 def swept(overrides: list[str]) -> Iterator[list[str]]:
-    """The overrides with each value of each swept key, the other ones at their first."""
+    """The overrides with each value of each swept key, the other ones at their first; an interval has no values."""
+    overrides = [override for override in overrides if "interval(" not in override]
     values = [[override] for override in overrides]
     for place, override in enumerate(overrides):
         key, _, value = override.partition("=")

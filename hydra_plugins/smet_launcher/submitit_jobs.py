@@ -206,6 +206,8 @@ class SlurmLauncher(SubmititLauncher):
         flag = {"requeue" if self._requeue else "no-requeue": True}
         parameters = {key if key in _GENERAL else f"slurm_{key}": value for key, value in self.parameters.items()}
         own = parameters.get("slurm_additional_parameters") or {}
+        if parameters.get("cpus_per_task"):  # which srun does not take over from sbatch
+            parameters["slurm_srun_args"] = [f"--cpus-per-task={parameters['cpus_per_task']}"]
         return {**parameters, "slurm_additional_parameters": flag | dict(own)}
 
     def stop(self, number: int) -> None:  # noqa: ARG002

@@ -132,8 +132,8 @@ def test_the_settings_of_the_cluster_are_sbatchs(
     smet_train: Start, quick: list[str], tmp_path: Path, table: Table
 ) -> None:
     settings = ["partition=gpu", "timeout_min=90", "requeue=false", "setup_commands=[echo ready]", "mem_gb=4"]
-    settings += ["additional_parameters={mail-type: END}"]
     words = [f"hydra.launcher.{setting}" for setting in settings]
+    words += ["+hydra.launcher.additional_parameters={mail-type: END}"]
     process = smet_train("-m", *quick, "train.steps=0.5,x", "+cluster=slurm")
     assert "is not a whole number" in process.communicate(timeout=100)[0]
     process = smet_train("-m", *quick, "+cluster=slurm", "sparsity.density=1.5,1.6", *words)
@@ -144,6 +144,7 @@ def test_the_settings_of_the_cluster_are_sbatchs(
     assert "#SBATCH --mail-type=END\n" in text
     assert "#SBATCH --signal=USR2@120\n" in text
     assert "\necho ready\n" in text
+    assert " --cpus-per-task=8 " in text
     assert [row["status"] for row in table().values()] == ["failed", "failed"]
 
 

@@ -1,7 +1,9 @@
 """Which launchers there are, what each needs, and what each does with its jobs; nothing is trained."""
 
 import csv
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 
 from hydra_plugins.smet_launcher._base import swept_overrides
 from hydra_plugins.smet_launcher._job import Job, JobProcess
+from hydra_plugins.smet_launcher._submitted import PRE_EMPTION_S, SubmittedJob
 from smet_train.config.compose import compose_settings
 from smet_train.config.launch import launch
 from smet_train.config.schema import Config
@@ -149,6 +152,37 @@ def test_a_failed_job_is_tried_again_and_a_stopped_one_is_not_begun(tmp_path: Pa
     process.stop(15)
     process.run()
     assert (again.status, count.read_text()) == ("stopped", "xx")
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """The signals that a submitted job takes over are given back."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("executor", ["local", "slurm"])
+def test_a_pre_empted_job_saves_and_waits_for_slurm_to_requeue_it(
+    executor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(0)))\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)\n"
+    )
+    waited: list[float] = []
+    monkeypatch.setattr("hydra_plugins.smet_launcher._submitted.time.sleep", waited.append)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
+    job = SubmittedJob(Job(1, "job", [], tmp_path / "job", [sys.executable, "-c", script]))()
+    assert job.status == "stopped"
+    assert job.error == "SIGTERM: saved before it was finished; the same command goes on with it"
+    assert (tmp_path / "job" / "console.log").read_text() == "saved\n"
+    assert waited == ([PRE_EMPTION_S] if executor == "slurm" else [])
 
 
 def test_a_job_is_named_by_what_the_sweep_chose() -> None:
