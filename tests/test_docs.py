@@ -24,10 +24,11 @@ BENCHMARKS: dict[str, Any] = {
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 COMPOSED = ("smet-train", "smet-plan", "smet-bench")
-OTHER_PROGRAMS = {"pip", "source", "cd", "export", "kill", "sleep", "sbatch", "ls", "cat", "tail", "head", "wc", "true"}
+OTHER_PROGRAMS = {"pip", "source", "cd", "export", "kill", "sleep", "ls", "cat", "tail", "head", "wc", "true"}
 OTHER_PROGRAMS |= {"wandb", "tensorboard"}
 NAMED_ROOTS = ("smet_train/", "tests/", "configs/", "docs/", "benchmarks/", "hydra_plugins/", "scripts/")
-RUN_FILES = {"config.yaml", "README.md"}  # a run's own settings, and what an exported model comes with
+# A run's own settings, what an exported model comes with, and the best trial of a search.
+RUN_FILES = {"config.yaml", "README.md", "optimization_results.yaml"}
 
 
 @pytest.fixture(params=DOCUMENTS, ids=name_of)
@@ -51,7 +52,7 @@ def test_every_named_file_exists(document: tuple[Path, str]) -> None:
     _, text = document
     files = [
         str(file.relative_to(ROOT))
-        for folder in ("smet_train", "tests", "configs", "benchmarks", "docs", "hydra_plugins")
+        for folder in ("smet_train", "tests", "configs", "benchmarks", "docs", "hydra_plugins", "scripts")
         for file in (ROOT / folder).rglob("*")
     ]
     for span in spans(text):
@@ -83,6 +84,8 @@ def test_every_command_is_understood(command: Command, monkeypatch: pytest.Monke
     if program == "make":
         targets = [word for word in command.words[1:] if "=" not in word and word != "…"]
         assert set(targets) <= TARGETS
+    elif program == "sbatch":
+        check_sbatch(command.words[1:])
     elif program == "python":
         check_python(command.words[1:])
     elif program == "torchrun":
@@ -107,6 +110,13 @@ def check_python(words: list[str]) -> None:
         assert (ROOT / words[0]).is_file(), words[0]
 
 
+def check_sbatch(words: list[str]) -> None:
+    """A script that is there, and what it has ``smet-train`` compose."""
+    script = ROOT / words[0]
+    (line,) = re.findall(r"^(?:exec|srun) smet-train(.*)\"\$@\"", script.read_text(encoding="utf-8"), re.MULTILINE)
+    check_composes("smet-train", [*line.split(), *words[1:]])
+
+
 def check_composes(program: str, words: list[str]) -> None:
     """All that ``program`` would compose, value by value where it sweeps; options of Hydra are left out."""
     prefix = ""
@@ -129,7 +139,8 @@ def check_composes(program: str, words: list[str]) -> None:
 
 
 def swept(overrides: list[str]) -> Iterator[list[str]]:
-    """The overrides with each value of each swept key, the other ones at their first."""
+    """The overrides with each value of each swept key, the other ones at their first; an interval has no values."""
+    overrides = [override for override in overrides if "interval(" not in override]
     values = [[override] for override in overrides]
     for place, override in enumerate(overrides):
         key, _, value = override.partition("=")

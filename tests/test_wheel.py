@@ -28,6 +28,7 @@ def test_every_yaml_file_and_the_launcher_are_in_the_wheel(installed: Path) -> N
     shipped = {path.relative_to(installed / "smet_train" / "_configs") for path in installed.rglob("*.yaml")}
     assert shipped == {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
     assert (installed / "hydra_plugins" / "smet_launcher" / "child_process.py").is_file()
+    assert (installed / "hydra_plugins" / "smet_sweeper" / "optuna_sweeper.py").is_file()
     assert any("LICENSE" in path.name for path in installed.glob("*.dist-info/**/*"))
 
 

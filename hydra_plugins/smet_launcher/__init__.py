@@ -1,1 +1,1 @@
-"""A Hydra launcher that runs each job of a sweep as a child process."""
+"""Hydra launchers that run each job of a sweep as a process of its own."""

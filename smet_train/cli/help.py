@@ -82,7 +82,7 @@ def usage_text() -> str:
 
 
 def _groups_text() -> str:
-    lines = ["groups (group=NAME; experiment and debug with a plus sign)\n"]
+    lines = ["groups (group=NAME; cluster, debug, experiment and sweep with a plus sign)\n"]
     for group in groups():
         line = f"  {group + ':':<12}"
         for option in group_options(group):

@@ -9,10 +9,12 @@ from typing import Any, TypeVar, cast
 import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hydra_plugins.smet_launcher._settings import store_settings
 from smet_train.config import messages
 from smet_train.config.fields import leaves, spell
 from smet_train.config.identity import default_run_folder, fresh_folder, short_hash
@@ -217,7 +219,9 @@ def _explain(error: Exception) -> str:
 
 
 def register() -> None:
-    """Tell Hydra the schema and the names of folders."""
+    """Tell Hydra the schema, the names of folders, and the settings of launchers and sweepers."""
+    Plugins.instance()  # imports all plugins that are installed; what they tell Hydra, ours comes after
+    store_settings()
     ConfigStore.instance().store(name="schema", node=open_schema())
     OmegaConf.register_new_resolver("smet.run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("smet.sweep_folder", _sweep_folder, replace=True)
@@ -230,8 +234,10 @@ def _run_folder(*, _root_: DictConfig) -> str:
 
 def _sweep_folder(*, _root_: DictConfig) -> str:
     """``multirun/<name>-<hash of the overrides>``, a fresh one under ``checkpoint.resume=never``."""
-    overrides = sorted(map(str, _root_.hydra.overrides.task))
-    folder = Path("multirun") / f"{_name(_root_, 'sweep')}-{short_hash(overrides)}"
+    # Where the jobs run is not what they are: a sweep that was begun here goes on on a cluster.
+    overrides = [str(one) for one in _root_.hydra.overrides.task if not str(one).startswith("+cluster=")]
+    overrides += [f"{key}={value}" for key, value in (_root_.hydra.sweeper.get("params") or {}).items()]
+    folder = Path("multirun") / f"{_name(_root_, 'sweep')}-{short_hash(sorted(overrides))}"
     fresh = OmegaConf.select(_root_, "checkpoint.resume") == "never"
     return str(fresh_folder(folder.absolute()) if fresh else folder)
 

@@ -10,7 +10,6 @@ from typing import NoReturn
 
 from hydra import version
 from hydra._internal.utils import _run_hydra, get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
@@ -21,10 +20,7 @@ from smet_train.config.compose import (
     RESUMED_CONFIG,
     VERSION_BASE,
     compose_settings,
-    hydra_compose,
-    initialized,
     register,
-    searching,
     store_run,
     to_config,
     translated,
@@ -36,6 +32,7 @@ from smet_train.config.new_folder import NewFolder, check_writable
 from smet_train.config.paths import check_files, with_absolute_paths
 from smet_train.config.plain import to_dict
 from smet_train.config.schema import Config
+from smet_train.config.sweeps import check_sweep
 from smet_train.config.validate import validate
 from smet_train.errors import ConfigError, SmetError
 
@@ -216,7 +213,7 @@ def _check(arguments: Namespace, check: Callable[[Config], None] | None) -> Path
         )
     with translated():
         if sweeps:
-            settings = _check_sweep(arguments.overrides, name, config_dir)
+            settings = check_sweep(arguments.overrides, name, config_dir)
         else:
             settings = compose_settings(arguments.overrides, name, config_dir)
             config = to_config(settings)
@@ -240,29 +237,6 @@ def _output_folder(settings: DictConfig, kind: str) -> Path:
             f"hydra.{kind}.dir={'' if folder is None else folder} is empty; name a folder, or leave it out"
         )
     return Path(folder).absolute()
-
-
-def _check_sweep(overrides: list[str], name: str, folder: Path | None) -> DictConfig:
-    """Compose every swept value once, the other ones at their first value: names and types, not ranges.
-
-    A value out of range fails its own job and no other; a typo would fail all of them. Sweeps over ranges and
-    distributions have no list of values; the first jobs show what is wrong with them.
-    """
-    with initialized():
-        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-        choices = []
-        for override in parser.parse_overrides(searching(overrides, folder)):
-            if not override.is_sweep_override():
-                choices.append([str(override.input_line)])
-            elif override.is_discrete_sweep():
-                choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
-        first = [values[0] for values in choices]
-        settings = hydra_compose(name, first)
-        to_config(settings)
-        for place, values in enumerate(choices):
-            for value in values[1:]:
-                to_config(hydra_compose(name, [*first[:place], value, *first[place + 1 :]]))
-    return settings
 
 
 @contextmanager

@@ -36,6 +36,8 @@ _GROUP_NOTES = {
     "data": "`data=NAME`.",
     "method": "`method=NAME`: presets over settings of their own, each of which can be overridden.",
     "experiment": "`+experiment=NAME`: whole runs; `bench_…` are what `smet-bench` trains.",
+    "sweep": "`+sweep=NAME`: what a sweep searches; see [sweeps.md](sweeps.md).",
+    "cluster": "`+cluster=NAME`: where the jobs of a sweep run; see [sweeps.md](sweeps.md).",
     "debug": "`+debug=NAME`: on top of everything else, to look for mistakes.",
 }
 

@@ -9,6 +9,7 @@ import numpy as np
 from smet_train.report.charts import Axis, Chart, LeftOut, Section, Series, Table
 from smet_train.report.labels import DENSITY, SEED, facts, labels
 from smet_train.report.runs import RunRecord, Sweep
+from smet_train.report.searches import search_charts
 from smet_train.report.tables import LAST_STEPS, final_loss
 
 _MIB = 2**20
@@ -77,10 +78,12 @@ def cells(runs: Sequence[RunRecord]) -> list[Cell]:
 
 
 def sweep_section(sweep: Sweep, number: int) -> Section:
-    """Density x metric, with error bars over seeds; groups side by side where there is one density."""
+    """Validation loss by what was searched; density x metric, with error bars over seeds; groups side by side where
+    there is one density."""
     found = cells(sweep.runs)
     charts = tuple(_chart(found, metric, f"sweep{number}_{metric.key}") for metric in METRICS)
-    return Section(f"Sweep: {sweep.folder.name}", charts, (_table(found),))
+    searched = search_charts(sweep.runs, f"sweep{number}")
+    return Section(f"Sweep: {sweep.folder.name}", (*searched, *charts), (_table(found),))
 
 
 def _chart(found: list[Cell], metric: Metric, key: str) -> Chart | LeftOut:

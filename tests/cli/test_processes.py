@@ -198,10 +198,13 @@ def test_a_sweep_runs_every_job_and_lists_the_failed_one(
     assert "finished at step 6" in (Path(rows[0]["folder"]) / "console.log").read_text()
 
 
+@pytest.mark.parametrize(
+    "launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]], ids=["basic", "joblib"]
+)
 def test_a_stopped_sweep_passes_the_signal_on_and_starts_no_further_job(
-    smet_train_process: SmetTrainProcess, tmp_path: Path, long_run: list[str]
+    smet_train_process: SmetTrainProcess, tmp_path: Path, long_run: list[str], launcher: list[str]
 ) -> None:
-    process = smet_train_process("-m", *long_run, "train.steps=100000", "seed=1,2")
+    process = smet_train_process("-m", *long_run, "train.steps=100000", "seed=1,2", *launcher)
     deadline_s = time.monotonic() + 200
     while not (started := list(tmp_path.glob("multirun/*/*/metrics.jsonl"))) or steps_done(started[0].parent) < 3:
         assert time.monotonic() < deadline_s

@@ -24,7 +24,10 @@ OPTIONS = [(group, option) for group in groups() for option in group_options(gro
 
 
 def choice(group: str, option: str) -> list[str]:
-    return [f"{'+' if group in ('experiment', 'debug') else ''}{group}={option}", *NEEDED.get((group, option), [])]
+    return [
+        f"{'+' if group in ('cluster', 'debug', 'experiment', 'sweep') else ''}{group}={option}",
+        *NEEDED.get((group, option), []),
+    ]
 
 
 def test_no_yaml_file_is_left_out() -> None:

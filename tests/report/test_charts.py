@@ -231,6 +231,42 @@ def test_a_sweep_over_methods_has_them_side_by_side(make_run: MakeRun) -> None:
     assert chart(made, "sweep1_speed").x.categories == ("set", "smet")
 
 
+def search(make_run: MakeRun, folder: str, rates: tuple[float, ...]) -> Path:
+    """A sweep of these learning rates at two densities, whose validation loss is 4 + the rate + the density."""
+    for rate in rates:
+        for density in (0.05, 0.1):
+            settings = {"optimizer": {"lr": rate}, "sparsity": {"density": density}, "train": {"compile": False}}
+            job = make_run(f"{folder}/lr{rate},d{density}", settings=settings, density=density)
+            loss = 4.0 + rate + density
+            metrics(job, lambda text, loss=loss: text.replace('"loss": 4.5', f'"loss": {loss}'))  # type: ignore[misc]
+    return job.parent
+
+
+def test_a_search_has_its_losses_by_what_was_searched(make_run: MakeRun) -> None:
+    parent = search(make_run, "search", (0.01, 0.0001, 0.001))
+    metrics(make_run("search/diverged", settings={"optimizer": {"lr": 0.1}}), lambda text: text.replace("4.5", "NaN"))
+    made = report(parent)
+    drawn = chart(made, "sweep1_optimizer_lr")
+    assert (drawn.title, drawn.x.log) == ("Validation loss by optimizer.lr", True)
+    assert [series.label for series in drawn.series] == ["d=0.05", "d=0.1"]
+    assert line(drawn, "d=0.1").x == (0.0001, 0.001, 0.01)
+    assert line(drawn, "d=0.1").y == pytest.approx((4.1001, 4.101, 4.11))
+    assert line(drawn, "d=0.1").names[0] == "lr0.0001,d0.1"
+
+
+def test_two_values_of_a_setting_are_no_search(make_run: MakeRun) -> None:
+    made = report(search(make_run, "pair", (0.001, 0.01)))
+    assert "sweep1_optimizer_lr" not in {drawn.key for drawn in made.charts}
+
+
+def test_a_search_of_more_things_than_a_legend_holds_has_no_labels(make_run: MakeRun) -> None:
+    for number in range(14):
+        settings = {"optimizer": {"lr": 0.001 * (number + 1), "eps": 1e-8 * (number + 1)}}
+        parent = make_run(f"wide/{number}", settings=settings).parent
+    drawn = chart(report(parent), "sweep1_optimizer_lr")
+    assert [(series.label, len(series.x)) for series in drawn.series] == [("", 14)]
+
+
 def test_a_job_of_a_sweep_that_wrote_nothing_is_noted(make_run: MakeRun) -> None:
     parent = sweep(make_run, "sweep")
     (parent / "failed").mkdir()

@@ -1,0 +1,1 @@
+"""A Hydra sweeper that searches instead of trying everything."""
