@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from smet_train.sparse.linear import SparseLinear
+from smet_train.sparse.shards import local
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class LedgerRow:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(local(tensor.detach()).nbytes for tensor in tensors)
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
