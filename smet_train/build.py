@@ -244,9 +244,7 @@ def build_run(
         topology=build_topology(config, layers, densities, optimizer, processes),
         batches=data.batches,
         validation=validation,
-        spikes=build_spikes(
-            config, model, probe, processes, loss if isinstance(loss, ShardedGradients) else None
-        ),
+        spikes=build_spikes(config, model, probe, processes, loss if isinstance(loss, ShardedGradients) else None),
         topology_map=TopologyMap(layers, config.tracking.map_layer),
         tracker=Tracker(metrics),
         metrics=metrics,

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from smet_train.errors import CheckpointError, ConfigError
 from smet_train.optim.fp8 import EXPONENT, LEAST_VALUES, Fp8, moment
 from smet_train.optim.update import update
-from smet_train.sparse.shards import Gather, local, part_of, whole, whole_shape
 from smet_train.sparse.sampling import stream_key
+from smet_train.sparse.shards import Gather, local, part_of, whole, whole_shape
 
 MAX_AGE = 255
 _KEPT_TABLES = 8  # more than there are kinds of parameters in one step

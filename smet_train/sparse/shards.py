@@ -6,6 +6,7 @@ given where nothing is split, and imports nothing for it.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,12 +39,10 @@ def whole(part: Tensor, like: Tensor) -> Tensor:
         return part
     from torch.distributed.tensor import DTensor
 
+    mesh, placements = _split(like)
     shape = whole_shape(part, like)
     strides = torch.empty(shape, device="meta").stride()
-    held = DTensor.from_local(
-        part, like.device_mesh, like.placements, run_check=False, shape=shape, stride=strides  # type: ignore[attr-defined]
-    )
-    return held.full_tensor()
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=strides).full_tensor()
 
 
 def part_of(everything: Tensor, like: Tensor) -> Tensor:
@@ -52,5 +51,10 @@ def part_of(everything: Tensor, like: Tensor) -> Tensor:
         return everything
     from torch.distributed.tensor import distribute_tensor
 
-    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    mesh, placements = _split(like)
     return distribute_tensor(everything, mesh, placements, src_data_rank=None).to_local()
+
+
+def _split(like: Any) -> tuple[Any, Any]:
+    """Over which processes the DTensor ``like`` is split, and how."""
+    return like.device_mesh, like.placements

@@ -55,9 +55,7 @@ def mean_loss(
     return total / windows_WT.shape[0]  # windows are full, so windows weigh as their tokens do
 
 
-def _shares(
-    chunks: tuple[Tensor, ...], processes: Processes, *, in_step: bool
-) -> Iterator[tuple[Tensor, int]]:
+def _shares(chunks: tuple[Tensor, ...], processes: Processes, *, in_step: bool) -> Iterator[tuple[Tensor, int]]:
     """This process's micro-batches, and how many windows each counts for; ``in_step``: as many in every process."""
     for chunk in chunks[processes.rank :: processes.size]:
         yield chunk, chunk.shape[0]

@@ -16,10 +16,10 @@ from smet_train.train.step import TokenLoss
 class ShardedGradients:
     """The loss of a micro-batch, whose backward pass leaves each process its slots of the mean gradients.
 
-    Each block of the model is whole while it is computed, and the parameters outside of blocks from the beginning of the
-    forward pass to the end of the backward pass; else a process holds its part of the slots of each parameter, which is
-    a DTensor then. Methods are as those of :class:`smet_train.train.shared_gradients.SharedGradients`; a call outside
-    of the training step is one of all processes too.
+    Each block of the model is whole while it is computed, and the parameters outside of blocks from the beginning of
+    the forward pass to the end of the backward pass; else a process holds its part of the slots of each parameter,
+    which is a DTensor then. Methods are as those of :class:`smet_train.train.shared_gradients.SharedGradients`; a call
+    outside of the training step is one of all processes too.
 
     Args:
         model: with all its parameters, the same in all processes.

@@ -14,13 +14,20 @@ from smet_train.train.checkpoint import load_checkpoint
 from smet_train.train.processes import Processes
 from tests.distributed.ranks import end, in_double_precision, losses, said, start, train, weights
 from tests.distributed.test_as_one import FOUR, LONG, apart
-from tests.distributed.test_goes_on import position
 
 QuickConfig = Callable[..., Config]
 FSDP = "train.parallel=fsdp"
 LAYOUTS = {"one": (1, "ddp"), "ddp 2": (2, "ddp"), "fsdp 2": (2, "fsdp"), "fsdp 4": (4, "fsdp")}
 # Bytes of a process that are split; the index and the bits of sites ever active are in every process.
-SPLIT = ("values", "gradients", "moments", "ages", "dense rest: parameters", "dense rest: gradients", "dense rest: moments")
+SPLIT = (
+    "values",
+    "gradients",
+    "moments",
+    "ages",
+    "dense rest: parameters",
+    "dense rest: gradients",
+    "dense rest: moments",
+)
 
 
 def events(folder: Path, kind: str) -> list[dict[str, object]]:
@@ -113,7 +120,10 @@ def test_bad_steps_send_all_back_to_the_checkpoint_and_a_bad_state_is_kept(
     ("overrides", "told"),
     [
         (["topology.grow=gradient"], "topology.grow=gradient, which needs .* write topology.grow=random, or"),
-        (["topology.drop=magnitude_and_gradient"], "magnitude_and_gradient, which needs .* topology.drop=magnitude, or"),
+        (
+            ["topology.drop=magnitude_and_gradient"],
+            "magnitude_and_gradient, which needs .* topology.drop=magnitude, or",
+        ),
         (["method=gmp"], "topology.grow=nothing, which prunes, .* write method=smet, or train.parallel=ddp"),
         (["optimizer.moments=fp8"], "optimizer.moments=fp8, which rounds .* write optimizer.moments=fp32, or"),
         (["train.precision=bf16"], "train.precision=bf16, which rounds .* write train.precision=bf16_mixed, or"),
