@@ -1,6 +1,8 @@
 """Processes that hold a part of the state each train what one process trains, and go on from any other's checkpoint."""
 
+import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from smet_train.train.checkpoint import load_checkpoint
 from smet_train.train.processes import Processes
 from tests.distributed.ranks import end, in_double_precision, losses, said, start, train, weights
 from tests.distributed.test_as_one import FOUR, LONG, apart
+from tests.distributed.test_goes_on import die_in_step, stop_after
+from tests.faults.trials import digest
 
 QuickConfig = Callable[..., Config]
 FSDP = "train.parallel=fsdp"
@@ -105,6 +109,21 @@ def test_a_checkpoint_of_any_layout_goes_into_any_other(quick_config: QuickConfi
             assert all(torch.equal(held, after.tensors[part][name]) for name, held in before.tensors[part].items())
         assert before.plain["optimizer"] == after.plain["optimizer"]
         assert before.plain["data"] == after.plain["data"]
+        assert not losses(folder)
+
+
+def test_after_a_stop_or_a_kill_the_run_goes_on_bit_for_bit(quick_config: QuickConfig, tmp_path: Path) -> None:
+    config = quick_config("checkpoint.interval=2", "train.micro_batch_size=1", FSDP)
+    train(config, tmp_path / "whole", 2)
+    for name, hook, statuses in (
+        ("stopped", partial(stop_after, 2, signal.SIGUSR1), [0, 0]),
+        ("killed", partial(die_in_step, 5), [1, -signal.SIGKILL]),
+    ):
+        folder = tmp_path / name
+        assert end(start(config, folder, 2, of={1: hook})) == statuses, said(folder)
+        train(config, folder, 2)
+        assert digest(folder, 6) == digest(tmp_path / "whole", 6)
+    assert "another process of this run has ended" in said(tmp_path / "killed")
 
 
 def test_bad_steps_send_all_back_to_the_checkpoint_and_a_bad_state_is_kept(
