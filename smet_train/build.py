@@ -13,6 +13,7 @@ from smet_train.build_data import Data
 from smet_train.config.plain import to_dict
 from smet_train.config.schema import Config
 from smet_train.config.unread import without_effect
+from smet_train.errors import ConfigError
 from smet_train.initial import open_pretrained
 from smet_train.optim import FusedStep, LrSchedule, SmetAdamW, parameter_groups
 from smet_train.sparse import SparseLinear
@@ -31,6 +32,7 @@ from smet_train.train.guard import StepGuard
 from smet_train.train.processes import ALONE, Processes
 from smet_train.train.run import LoopSettings, Run
 from smet_train.train.saver import Saver
+from smet_train.train.sharded_gradients import ShardedGradients
 from smet_train.train.shared_gradients import SharedGradients
 from smet_train.train.signals import StopRequest
 from smet_train.train.spike_watch import SpikeWatch
@@ -81,6 +83,7 @@ def build_topology(
         probe_micro_batches=probe_micro_batches(config),
         processes=processes.size,
         add_up=processes.add_up,
+        gather=processes.whole,
         check_invariants=config.debug.check_invariants,
     )
 
@@ -115,7 +118,36 @@ def probe_micro_batches(config: Config) -> int:
     return config.topology.probe_steps * (config.train.batch_size // config.train.micro_batch_size)
 
 
-def build_spikes(config: Config, model: nn.Module, probe: Tensor, processes: Processes) -> SpikeWatch:
+def build_loss(
+    config: Config, model: nn.Module, processes: Processes
+) -> TokenLoss | SharedGradients | ShardedGradients:
+    """The loss whose gradients ``processes`` share; with ``train.parallel=fsdp`` it splits the parameters of ``model``,
+    so that what follows must be made afterwards.
+
+    Raises:
+        ConfigError: if that is to go with a rule that looks at gradients, of a plugin too.
+    """
+    precision = config.train.precision.name
+    if processes.size == 1:
+        return TokenLoss(model, precision)
+    if config.train.parallel.name == "fsdp":
+        if config.sparsity.enabled and build_rules(config).needs_gradient:
+            raise ConfigError(
+                f"train.parallel=fsdp does not go with topology.drop={config.topology.drop.name} and topology.grow="
+                f"{config.topology.grow.name}, which need gradients that no process has whole; write "
+                "train.parallel=ddp"
+            )
+        return ShardedGradients(processes, model, precision)
+    return SharedGradients(processes, model, precision)
+
+
+def build_spikes(
+    config: Config,
+    model: nn.Module,
+    probe: Tensor,
+    processes: Processes,
+    sharded: ShardedGradients | None,
+) -> SpikeWatch:
     """Spike meters; the last ``tracking.probe_windows`` windows of the validation set are the fixed probe batch."""
 
     def meter(source: str) -> SpikeMeter:
@@ -130,7 +162,14 @@ def build_spikes(config: Config, model: nn.Module, probe: Tensor, processes: Pro
         return SpikeWatch(meter("train"))
 
     def probe_loss() -> float:
-        return mean_loss(model, probe, config.train.micro_batch_size, config.train.precision.name, processes=processes)
+        return mean_loss(
+            model,
+            probe,
+            config.train.micro_batch_size,
+            config.train.precision.name,
+            processes=processes,
+            sharded=sharded,
+        )
 
     return SpikeWatch(meter("train"), meter("probe"), probe_loss)
 
@@ -167,6 +206,7 @@ def build_run(
     pretrained = None if restores or config.model.init_from is None else open_pretrained(config)
     model, densities = build_sparse_model(config, data.tokenizer, device, backends, pretrained)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+    loss = build_loss(config, model, processes)
     optimizer = build_optimizer(config, model, densities)
     validation, probe = split_probe(config, data.validation)
     metrics = JsonlSink(run_folder / "metrics.jsonl") if processes.leads else NoMetrics()
@@ -191,7 +231,7 @@ def build_run(
         device=device,
         processes=processes,
         model=model,
-        loss=TokenLoss(model, precision) if processes.size == 1 else SharedGradients(processes, model, precision),
+        loss=loss,
         optimizer=optimizer,
         fused=FusedStep(model, optimizer) if config.train.fused_backward_step else None,
         lr_schedule=LrSchedule(
@@ -204,7 +244,7 @@ def build_run(
         topology=build_topology(config, layers, densities, optimizer, processes),
         batches=data.batches,
         validation=validation,
-        spikes=build_spikes(config, model, probe, processes),
+        spikes=build_spikes(config, model, probe, processes, loss if isinstance(loss, ShardedGradients) else None),
         topology_map=TopologyMap(layers, config.tracking.map_layer),
         tracker=Tracker(metrics),
         metrics=metrics,

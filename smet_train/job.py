@@ -156,6 +156,8 @@ def _train(
         run.start_rss_bytes = start_rss_bytes
         if processes.leads:
             run.planned, run.step_flops = predict(config, data.tokenizer, backends)
+            if run.sharded is not None:
+                run.planned = {}  # of a process that holds everything
         try:
             start(run, config, checkpoint, changes)
             check_same_start(processes, run.model)

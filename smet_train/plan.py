@@ -80,7 +80,9 @@ def plan_lines(config: Config, plan: Plan, dense: Plan) -> list[str]:
         f"saving       {format_bytes(footprint.saved_bytes)} more in main memory, for the copy that "
         "checkpoint.asynchronous=true writes in the background"
     ]
+    split = ["parallel     figures are of a process that holds everything; for sharded ones see plan.ranks=[2,4]"]
     return [
+        *(split if config.train.parallel.name == "fsdp" else []),
         f"parameters   {plan.parameters_active:,} active of {plan.parameters_dense:,} "
         f"({plan.parameters_active / plan.parameters_dense:.1%})",
         f"activations  {format_bytes(footprint.activations_bytes)} in a micro-batch of {config.train.micro_batch_size} "

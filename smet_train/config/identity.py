@@ -16,6 +16,7 @@ VOLATILE_KEYS = (
     "train.steps",
     "train.device",
     "train.processes",
+    "train.parallel",
     "train.eval_interval",
     "train.log_interval",
     "train.activation_checkpointing",

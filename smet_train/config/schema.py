@@ -132,6 +132,13 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class Parallel(Enum):
+    """What the processes of a run hold: all of the model each, or a part of values, gradients, moments and ages."""
+
+    ddp = "ddp"
+    fsdp = "fsdp"
+
+
 class Device(Enum):
     """Where tensors lie."""
 
@@ -298,6 +305,9 @@ class TrainConfig:
         1,
         at_least=1,
         at_most=1024,
+    )
+    parallel: Parallel = setting(
+        "what each process holds: ddp = all; fsdp = its part of values, gradients, moments and ages", Parallel.ddp
     )
     precision: Precision = setting("number format of values and of computation", Precision.fp32)
     device: Device = setting("auto = the GPU where there is one", Device.auto)

@@ -3,6 +3,7 @@ settings over methods, but something to say."""
 
 from collections.abc import Callable
 
+from smet_train import ranks
 from smet_train.config.fields import leaves, spell, value_at
 from smet_train.config.schema import Config, DropSchedule, Grow
 
@@ -27,6 +28,11 @@ _RULES: list[tuple[Callable[[Config], bool], tuple[str, ...], str]] = [
         lambda config: config.topology.drop_schedule is DropSchedule.constant,
         ("topology.final_drop_fraction",),
         "the drop fraction is constant",
+    ),
+    (
+        lambda config: config.train.processes == 1 and ranks.world_size() == 1,
+        ("train.parallel",),
+        "one process holds everything",
     ),
 ]
 # What presets write to switch something off.

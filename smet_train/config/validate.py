@@ -17,6 +17,7 @@ from smet_train.config.schema import (
     RegrowMoments,
     TrackingConfig,
 )
+from smet_train.config.sharded import check_sharded
 from smet_train.errors import ConfigError
 
 FILE_SOURCES = (DataSource.text, DataSource.jsonl, DataSource.parquet)
@@ -57,6 +58,7 @@ def validate(config: Config) -> None:
     _check_betas(config.optimizer.betas)
     _check_batch(config.train.batch_size, config.train.micro_batch_size)
     check_processes(config, config.train.processes)
+    check_sharded(config)
     _check_fused_step(config)
     _check_topology(config)
     _check_drop_fractions(config.topology.drop_fraction, config.topology.final_drop_fraction)

@@ -26,6 +26,7 @@ from smet_train.errors import CheckpointError, ConfigError
 from smet_train.optim.fp8 import EXPONENT, LEAST_VALUES, Fp8, moment
 from smet_train.optim.update import update
 from smet_train.sparse.sampling import stream_key
+from smet_train.sparse.shards import Gather, local, part_of, whole, whole_shape
 
 MAX_AGE = 255
 _KEPT_TABLES = 8  # more than there are kinds of parameters in one step
@@ -110,16 +111,17 @@ class SmetAdamW(torch.optim.Optimizer):
         dtype = _moment_dtype(parameter)
         state = self.state[parameter]
         state["step"] = 0
-        in_8_bits = group["moments"] == "fp8" and dtype == torch.float32 and parameter.numel() >= LEAST_VALUES
+        held = local(parameter.detach())
+        in_8_bits = group["moments"] == "fp8" and dtype == torch.float32 and held.numel() >= LEAST_VALUES
         for key in ("exp_avg", "exp_avg_sq"):
             if in_8_bits:
-                zeros = Fp8.zeros(parameter, signed=key == "exp_avg")
+                zeros = Fp8.zeros(held, signed=key == "exp_avg")
                 state[key], state[key + EXPONENT] = zeros.codes, zeros.exponents
             else:
-                state[key] = torch.zeros_like(parameter, dtype=dtype)
+                state[key] = torch.zeros_like(held, dtype=dtype)
         if group["topology_moves"]:
-            slots = [parameter.shape[0], *[1] * (parameter.dim() - 1)]  # one age for all values of a block
-            state["age"] = torch.zeros(slots, dtype=torch.uint8, device=parameter.device)
+            slots = [held.shape[0], *[1] * (held.dim() - 1)]  # one age for all values of a block
+            state["age"] = torch.zeros(slots, dtype=torch.uint8, device=held.device)
             state["moved_steps"] = []
 
     @torch.no_grad()
@@ -143,8 +145,8 @@ class SmetAdamW(torch.optim.Optimizer):
         table = self._table(state, group, _moment_dtype(parameter))
         rounds = parameter.dtype == torch.bfloat16 or isinstance(m, Fp8)
         update(
-            parameter,
-            parameter.grad,
+            local(parameter),
+            local(parameter.grad),
             m,
             v,
             state["age"] if len(table) > 1 else None,
@@ -172,8 +174,12 @@ class SmetAdamW(torch.optim.Optimizer):
             state["age"].add_(state["age"] < MAX_AGE)
             state["moved_steps"] = [step, *state["moved_steps"]][:MAX_AGE]
 
-    def state_for_checkpoint(self, names: Mapping[Tensor, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state_for_checkpoint(
+        self, names: Mapping[Tensor, str], gather: Gather = whole
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, plain values), keyed ``<parameter name>.<state>`` and ``<parameter name>``; nothing is cast.
+
+        What is split over processes is made whole by ``gather``.
 
         ``torch.optim.Optimizer.load_state_dict`` casts state to the parameter's dtype, which would ruin ages and fp32
         moments of bf16 parameters; hence this pair.
@@ -182,7 +188,8 @@ class SmetAdamW(torch.optim.Optimizer):
         plain: dict[str, Any] = {}
         for parameter, state in self.state.items():
             name = names[parameter]
-            tensors.update({f"{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)})
+            held = {f"{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+            tensors.update({key: gather(value, parameter) for key, value in held.items()})
             plain[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
         return tensors, plain
 
@@ -213,13 +220,13 @@ class SmetAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def restore(self, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Copy a checkpointed state back in place, verbatim.
+        """Copy a checkpointed state back in place, verbatim; of what is split over processes, this one's part.
 
         Raises:
             CheckpointError: if a state is missing, left over, or of another shape or dtype.
         """
         expected = {
-            f"{names[parameter]}.{key}": value
+            f"{names[parameter]}.{key}": (value, parameter)
             for parameter, state in self.state.items()
             for key, value in state.items()
             if isinstance(value, Tensor)
@@ -230,13 +237,14 @@ class SmetAdamW(torch.optim.Optimizer):
                 f"the checkpoint's optimizer state is not this optimizer's: {odd[0]} is on one side only; resume with "
                 "the method and optimizer settings that the run was started with"
             )
-        for key, target in expected.items():
-            if target.shape != tensors[key].shape or target.dtype != tensors[key].dtype:
+        for key, (target, parameter) in expected.items():
+            shape = whole_shape(target, parameter)
+            if shape != tensors[key].shape or target.dtype != tensors[key].dtype:
                 raise CheckpointError(
                     f"the checkpoint's {key} is {tuple(tensors[key].shape)} of {tensors[key].dtype}, this run needs "
-                    f"{tuple(target.shape)} of {target.dtype}"
+                    f"{tuple(shape)} of {target.dtype}"
                 )
-            target.copy_(tensors[key])
+            target.copy_(part_of(tensors[key], parameter))
         for parameter, state in self.state.items():
             state.update(plain[names[parameter]])
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from smet_train.sparse.linear import SparseLinear
+from smet_train.sparse.shards import local
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class LedgerRow:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(local(tensor.detach()).nbytes for tensor in tensors)
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
@@ -45,8 +46,13 @@ def _state_bytes(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, *, a
     return _bytes(value for key, value in states if (key == "age") is ages and value.dim() > 0)
 
 
+def _dense_bytes(layer: SparseLinear) -> int:
+    """Bytes of the values that this process would hold if ``layer`` were dense."""
+    return _bytes([layer.values]) * layer.layout.weights // layer.layout.n_values
+
+
 def measure(model: nn.Module, optimizer: torch.optim.Optimizer, *, fused: bool = False) -> list[LedgerRow]:
-    """Bytes held by the model and its optimizer, from the tensors themselves.
+    """Bytes held by the model and its optimizer, from the tensors themselves; in this process, where they are split.
 
     A gradient is counted as large as its parameter, whether or not it exists at this moment; with ``fused``, where
     each lives until its parameter is updated, the largest alone. Call it after the optimizer has made its state
@@ -56,7 +62,7 @@ def measure(model: nn.Module, optimizer: torch.optim.Optimizer, *, fused: bool =
     values = [layer.values for layer in layers]
     sparse_ids = {id(parameter) for parameter in values}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in sparse_ids]
-    dense_values = sum(layer.layout.weights * layer.values.element_size() for layer in layers)
+    dense_values = sum(_dense_bytes(layer) for layer in layers)
     moments = [_state_bytes(optimizer, parameter, ages=False) for parameter in values]
     dense_moments = sum(
         round(held / layer.layout.n_values * layer.layout.weights) for held, layer in zip(moments, layers, strict=True)
@@ -66,7 +72,7 @@ def measure(model: nn.Module, optimizer: torch.optim.Optimizer, *, fused: bool =
     rest_moments = sum(_state_bytes(optimizer, parameter, ages=False) for parameter in rest)
     gradients, rest_gradients = (_bytes(values), dense_values), rest_bytes
     if fused:
-        largest_dense = max((layer.layout.weights * layer.values.element_size() for layer in layers), default=0)
+        largest_dense = max((_dense_bytes(layer) for layer in layers), default=0)
         gradients = max((_bytes([value]) for value in values), default=0), largest_dense
         rest_gradients = max((_bytes([parameter]) for parameter in rest), default=0)
     rows = [

@@ -36,7 +36,7 @@ def scatter_rows(values: Tensor, rows: Any, layout: Layout) -> Tensor:
     dense = values.new_empty(layout.out_features, layout.in_features)
     bits = _BITS[values.element_size()]
     with on_threads(torch.get_num_threads()):
-        csr_kernels.scatter(starts, columns, values.detach().contiguous().view(bits).numpy(), dense.view(bits).numpy())
+        csr_kernels.scatter(starts, columns, csr_kernels.array_of(values.view(bits)), dense.view(bits).numpy())
     return dense
 
 

@@ -14,6 +14,7 @@ from smet_train.sparse.layout import Layout
 from smet_train.sparse.ledger import LedgerRow
 from smet_train.sparse.linear import SparseLinear
 from smet_train.sparse.sampling import stream_key
+from smet_train.sparse.shards import Gather, whole
 from smet_train.topology.apply import apply_move, apply_shrink, check_moved
 from smet_train.topology.exploration import Exploration, exploration_bytes
 from smet_train.topology.move import Move, make_move
@@ -21,6 +22,7 @@ from smet_train.topology.probe import AddUp, Probed, probe_bytes, probe_gradient
 from smet_train.topology.rules import MoveRules, Question, grown_sites, scores
 from smet_train.topology.schedule import TopologySchedule
 from smet_train.topology.select import keep_highest
+from smet_train.topology.whole import made_whole
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,28 @@ def topology_ledger(
     return [row for row in rows if row.bytes]
 
 
+class _Ages:
+    """For how many steps the active values have existed, layer by layer; of those older than 255 updates, at least."""
+
+    def __init__(self) -> None:
+        self._steps = self._slots = 0
+
+    def add(self, state: Mapping[str, Any], step: int) -> None:
+        """Count the slots of a layer with the optimizer's ``state``, after optimizer step ``step``."""
+        if "age" not in state:
+            return
+        oldest = step - state["moved_steps"][-1] if state["moved_steps"] else step  # at least, where ages end
+        ages = [oldest if age == math.inf else int(age) for age, _ in local_steps(step, state["moved_steps"])]
+        held = torch.bincount(state["age"].flatten().long(), minlength=len(ages)).tolist()
+        self._steps += sum(age * n for age, n in zip(ages, held, strict=True))
+        self._slots += sum(held)
+
+    @property
+    def mean_steps(self) -> float | None:
+        """The mean over all slots; None if no ages are kept."""
+        return self._steps / self._slots if self._slots else None
+
+
 class TopologyUpdater:
     """Moves the topology of ``layers`` by ``schedule``; ``schedule=None`` never moves it.
 
@@ -69,6 +93,7 @@ class TopologyUpdater:
         probe_micro_batches: how many micro-batches an update that looks at gradients looks at; for :meth:`ledger`.
         processes: how many processes share them evenly; each is given its own.
         add_up: replaces a tensor by its sum over ``processes``.
+        gather: makes whole what is split over ``processes``.
     """
 
     def __init__(
@@ -84,6 +109,7 @@ class TopologyUpdater:
         probe_micro_batches: int = 1,
         processes: int = 1,
         add_up: AddUp = lambda _: None,
+        gather: Gather = whole,
         check_invariants: bool = False,
     ) -> None:
         self.layers = layers
@@ -97,7 +123,7 @@ class TopologyUpdater:
         self.exploration = Exploration(layers) if explores else None
         self.last_step = 0
         self.probe_micro_batches = probe_micro_batches
-        self._processes, self._add_up = processes, add_up
+        self._processes, self._add_up, self._gather = processes, add_up, gather
         self._warned: set[str] = set()
 
     def due(self, step: int) -> bool:
@@ -128,13 +154,16 @@ class TopologyUpdater:
             # a layer that the loss did not reach has no sites to grow, and keeps what it has
             counts = {name: probed.sites[name].numel() if count else 0 for name, count in counts.items()}
         young = kept_young = 0
+        ages = _Ages()
         for name, layer in self.layers.items():
-            move = self._move(name, layer, counts[name], step, probed)
-            newest = self._newest(layer)
-            if newest is not None:
-                young += int(newest.sum())
-                kept_young += int(newest[move.source_K[~move.grown_K]].sum())
-            self._apply(name, layer, move, step)
+            with made_whole(layer, self.optimizer, self._gather):
+                move = self._move(name, layer, counts[name], step, probed)
+                newest = self._newest(layer)
+                if newest is not None:
+                    young += int(newest.sum())
+                    kept_young += int(newest[move.source_K[~move.grown_K]].sum())
+                self._apply(name, layer, move, step)
+                ages.add(self.optimizer.state[layer.values], step)
         self.last_step = step
         moved = sum(count * _slot_size(self.layers[name].layout) for name, count in counts.items())
         return {
@@ -143,7 +172,7 @@ class TopologyUpdater:
             "density": self._density(),
             "drop_fraction": fraction,
             "survived": kept_young / young if young else None,
-            "mean_age_steps": self._mean_age_steps(step),
+            "mean_age_steps": ages.mean_steps,
             "ever_active": None if self.exploration is None else self.exploration.fraction,
         }
 
@@ -240,20 +269,6 @@ class TopologyUpdater:
         """True at the slots that the update before grew; None before any update, or where no ages are kept."""
         state = self.optimizer.state[layer.values]
         return state["age"].flatten() == 0 if state.get("moved_steps") else None
-
-    def _mean_age_steps(self, step: int) -> float | None:
-        """Mean number of steps that the active values have existed; of those older than 255 updates, at least that."""
-        total = count = 0
-        for layer in self.layers.values():
-            state = self.optimizer.state[layer.values]
-            if "age" not in state:
-                return None
-            oldest = step - state["moved_steps"][-1] if state["moved_steps"] else step  # at least, where ages end
-            ages = [oldest if age == math.inf else age for age, _ in local_steps(step, state["moved_steps"])]
-            held = torch.bincount(state["age"].flatten().long(), minlength=len(ages)).tolist()
-            total += sum(age * n for age, n in zip(ages, held, strict=True))
-            count += sum(held)
-        return total / count if count else None
 
     def ledger(self) -> list[LedgerRow]:
         """Bytes that the updater itself holds: always, and at most during an update."""

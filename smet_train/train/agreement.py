@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from smet_train.errors import TrainingError
 from smet_train.sparse import SparseLinear
+from smet_train.sparse.shards import is_sharded
 from smet_train.train.processes import Processes
 
 
@@ -23,10 +24,13 @@ def check_same_topology(processes: Processes, layers: Mapping[str, SparseLinear]
 def check_same_start(processes: Processes, model: nn.Module) -> None:
     """Compare a hash of all tensors of ``model`` with that of the leading process.
 
+    What is split over the processes is left out: no two of them hold the same of it.
+
     Raises:
         TrainingError: in all processes, if one differs; the message names the tensor and the process.
     """
-    _check(processes, {name: _digest(tensor) for name, tensor in model.state_dict().items()}, "at the start: tensor")
+    held = {name: tensor for name, tensor in model.state_dict().items() if not is_sharded(tensor)}
+    _check(processes, {name: _digest(tensor) for name, tensor in held.items()}, "at the start: tensor")
 
 
 def _digest(tensor: Tensor) -> int:

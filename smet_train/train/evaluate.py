@@ -1,12 +1,13 @@
 """Token-weighted loss on fixed windows, without gradients."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from smet_train.train.processes import ALONE, Processes
+from smet_train.train.sharded_gradients import ShardedGradients
 from smet_train.train.step import token_loss
 
 
@@ -22,10 +23,14 @@ def mean_loss(
     precision: str,
     give_up: Callable[[], object] = lambda: None,
     processes: Processes = ALONE,
+    sharded: ShardedGradients | None = None,
 ) -> float:
     """Mean loss in nats over every predicted token of ``windows_WT`` (W windows of T + 1 tokens, any device).
 
     ``processes`` share the micro-batches, and all get the mean.
+
+    Args:
+        sharded: of a model that is split over ``processes``: they then compute in step.
 
     Raises:
         Interrupted: if ``give_up()``, asked between micro-batches, is true in any process.
@@ -35,17 +40,27 @@ def mean_loss(
     device = next(model.parameters()).device
     total, given_up = 0.0, False
     try:
-        for chunk in windows_WT.split(micro_batch_size)[processes.rank :: processes.size]:
+        for chunk, weight in _shares(windows_WT.split(micro_batch_size), processes, in_step=sharded is not None):
             given_up = bool(give_up())
-            if given_up:
+            if given_up if sharded is None else processes.highest(given_up):
                 break
-            total += float(token_loss(model, chunk.to(device), precision)) * chunk.shape[0]
+            windows = chunk.to(device)
+            loss = token_loss(model, windows, precision) if sharded is None else sharded(windows)
+            total += float(loss) * weight
     finally:
         model.train(was_training)
     total, gave_up = processes.sums(total, given_up)
     if gave_up:
         raise Interrupted
     return total / windows_WT.shape[0]  # windows are full, so windows weigh as their tokens do
+
+
+def _shares(chunks: tuple[Tensor, ...], processes: Processes, *, in_step: bool) -> Iterator[tuple[Tensor, int]]:
+    """This process's micro-batches, and how many windows each counts for; ``in_step``: as many in every process."""
+    for chunk in chunks[processes.rank :: processes.size]:
+        yield chunk, chunk.shape[0]
+    if in_step and len(chunks) % processes.size > 0 and processes.rank >= len(chunks) % processes.size:
+        yield chunks[0], 0
 
 
 def perplexity(loss: float) -> float:

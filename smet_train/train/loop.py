@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
 from smet_train.errors import CheckpointError, DataError, SmetError, TrainingError
@@ -190,10 +191,9 @@ def go_back(run: Run, what: str) -> NoReturn:
 
 def keep_for_inspection(run: Run) -> str:
     """Save the state where no run starts from; returns what became of it."""
+    snapshot = capture(run)
     try:
-        path = run.processes.told(
-            lambda: save_checkpoint(run.folder / "inspect", run.state.step, capture(run), Keep(1))
-        )
+        path = run.processes.told(lambda: save_checkpoint(run.folder / "inspect", run.state.step, snapshot, Keep(1)))
     except CheckpointError as error:
         return f"could not be kept: {error}"
     return f"is kept in {path}"
@@ -202,7 +202,9 @@ def keep_for_inspection(run: Run) -> str:
 def clip_gradients(run: Run) -> float:
     """Clip to the global norm over all parameters, sparse values included; returns the norm before clipping."""
     max_norm = run.settings.grad_clip or float("inf")
-    return float(clip_grad_norm_(run.model.parameters(), max_norm))
+    with lost_process_told():
+        norm = clip_grad_norm_(run.model.parameters(), max_norm)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def set_learning_rate(run: Run) -> float:
@@ -242,6 +244,7 @@ def evaluate(run: Run) -> bool:
                 run.settings.precision,
                 give_up=lambda: run.stop.reason,
                 processes=run.processes,
+                sharded=run.sharded,
             )
     except Interrupted:
         return False
@@ -300,7 +303,7 @@ def save(run: Run, *, last: bool = False) -> bool:
     started_s = time.monotonic()
     with run.throughput.paused():
         snapshot = capture(run)
-        bad = first_not_finite(snapshot.tensors)
+        bad = run.processes.told(lambda: first_not_finite(snapshot.tensors))
         if bad is not None:
             go_back(run, f"the state to be saved is not finite ({bad})")
         run.processes.told(lambda: run.saver.save(run.state.step, snapshot, last=last))

@@ -19,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from smet_train import ranks
 from smet_train.errors import ConfigError, SmetError, TrainingError
 from smet_train.sparse.sampling import stream_key
+from smet_train.sparse.shards import is_sharded, whole
 
 T = TypeVar("T")
 
@@ -113,6 +114,12 @@ class Processes:
             self.sent_bytes += tensor.nbytes
             with lost_process_told():
                 dist.all_reduce(tensor)
+
+    def whole(self, part: Tensor, like: Tensor) -> Tensor:
+        """As :func:`smet_train.sparse.shards.whole`."""
+        self.sent_bytes += part.nbytes if is_sharded(like) else 0
+        with lost_process_told():
+            return whole(part, like)
 
     def gathered(self, numbers: Tensor) -> Tensor:
         """(size, n): the int64 ``numbers`` (n,) of each process."""

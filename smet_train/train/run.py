@@ -17,6 +17,7 @@ from smet_train.tracking.topology_map import TopologyMap
 from smet_train.train.guard import StepGuard
 from smet_train.train.processes import Processes
 from smet_train.train.saver import Saver
+from smet_train.train.sharded_gradients import ShardedGradients
 from smet_train.train.shared_batches import SharedBatches
 from smet_train.train.shared_gradients import SharedGradients
 from smet_train.train.signals import StopRequest
@@ -78,7 +79,7 @@ class Run:
     device: torch.device
     processes: Processes
     model: nn.Module
-    loss: TokenLoss | SharedGradients
+    loss: TokenLoss | SharedGradients | ShardedGradients
     optimizer: SmetAdamW
     fused: FusedStep | None
     lr_schedule: LrSchedule
@@ -98,6 +99,11 @@ class Run:
     planned: dict[str, int] = field(default_factory=dict)
     step_flops: int | None = None
     start_rss_bytes: int = 0
+
+    @property
+    def sharded(self) -> ShardedGradients | None:
+        """The loss of a model that is split over the processes; None if each has all of it."""
+        return self.loss if isinstance(self.loss, ShardedGradients) else None
 
     @property
     def checkpoints(self) -> Path:

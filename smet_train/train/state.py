@@ -9,25 +9,21 @@ from torch import Tensor, nn
 from smet_train import __version__
 from smet_train.errors import CheckpointError
 from smet_train.sparse.ledger import sparse_layers
+from smet_train.sparse.shards import is_sharded, local, part_of
 from smet_train.train.checkpoint import Snapshot
 from smet_train.train.run import Run, TrainState
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name, tied ones once, sharing memory with the model."""
-    tensors: dict[str, Tensor] = {}
-    seen: set[tuple[int, torch.Size]] = set()
-    for name, tensor in model.state_dict().items():
-        identity = (tensor.data_ptr(), tensor.shape)
-        if identity not in seen:
-            seen.add(identity)
-            tensors[name] = tensor
-    return tensors
+    once = {name for name, _ in model.named_parameters()}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
 
 
 @torch.no_grad()
 def restore_model(model: nn.Module, saved: dict[str, Tensor] | Any) -> None:
-    """Copy saved tensors into the model in place.
+    """Copy saved tensors into the model in place; of what is split over processes, this one's part.
 
     Raises:
         CheckpointError: if a tensor is missing, left over, or of another shape or dtype.
@@ -46,7 +42,7 @@ def restore_model(model: nn.Module, saved: dict[str, Tensor] | Any) -> None:
                 f"the checkpoint is of another model: {name} is {tuple(saved[name].shape)} of {saved[name].dtype} "
                 f"there, {tuple(tensor.shape)} of {tensor.dtype} here"
             )
-        tensor.copy_(saved[name])
+        local(tensor).copy_(part_of(saved[name], tensor))
     for layer in sparse_layers(model).values():
         layer.layout.validate_index(layer.index)
         layer.topology_changed()
@@ -73,11 +69,22 @@ def _names(model: nn.Module) -> dict[Tensor, str]:
 
 def capture(run: Run) -> Snapshot:
     """Everything that decides how ``run`` goes on. The tensors share memory with the run: write them before the next
-    step."""
-    optimizer_tensors, optimizer_plain = run.optimizer.state_for_checkpoint(_names(run.model))
+    step.
+
+    What is split over the processes is gathered tensor by tensor; the leading process has it whole, on the CPU, and the
+    others have nothing in its place.
+    """
+
+    def gather(part: Tensor, like: Tensor) -> Tensor:
+        if not is_sharded(like):
+            return part
+        everything = run.processes.whole(part, like)
+        return everything.cpu() if run.processes.leads else everything.new_empty(0)
+
+    optimizer_tensors, optimizer_plain = run.optimizer.state_for_checkpoint(_names(run.model), gather)
     return Snapshot(
         tensors={
-            "model": model_tensors(run.model),
+            "model": {name: gather(local(tensor), tensor) for name, tensor in model_tensors(run.model).items()},
             "optimizer": optimizer_tensors,
             "random": random_state(run.device),
             "topology": run.topology.tensors(),

@@ -76,7 +76,7 @@ def test_every_setting_may_change_or_may_not() -> None:
             f"{leaf.key}: put it into FIXED_KEYS or CHANGEABLE_KEYS of config/continuation.py, not into both"
         )
     changeable = {leaf.key for leaf in leaves(Config())} - {leaf.key for leaf in FIXED}
-    with_processes = {"train.processes"}  # tests/distributed/test_commands.py
+    with_processes = {"train.processes", "train.parallel"}  # tests/distributed
     assert changeable == set(CHANGED) | with_processes, "give CHANGED a value to try"
 
 

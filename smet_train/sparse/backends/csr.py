@@ -24,7 +24,7 @@ def csr_linear(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -> 
     dtype = _compute_dtype(x)
     flat = _rows(x, dtype)
     y = torch.empty(flat.shape[0], out_features, dtype=dtype)
-    factors = values.to(dtype).contiguous().numpy()
+    factors = csr_kernels.array_of(values.to(dtype))
     with on_threads(torch.get_num_threads()):
         starts, columns = csr_kernels.compressed_rows(packed, Layout(out_features, x.shape[-1], values.numel()))
         csr_kernels.multiply(flat.numpy(), starts, columns, factors, y.numpy(), _tile(flat.shape[0]))
@@ -43,7 +43,7 @@ def csr_linear_backward(
     tokens, inputs = x_NI.shape
     grad_x = torch.empty(tokens if of_x else 0, inputs, dtype=dtype)
     tile = _tile(tokens)
-    factors = values.to(dtype).contiguous().numpy()
+    factors = csr_kernels.array_of(values.to(dtype))
     with on_threads(torch.get_num_threads()) as threads:
         lanes = _lanes(tokens, tile, threads)
         partial = torch.zeros(lanes, values.numel() if of_values else 0, dtype=dtype)

@@ -24,6 +24,14 @@ _STRIP = 16  # rows or columns that are turned at a time: a cache line of fp32
 MAX_LANES = 8
 
 
+def array_of(tensor: Tensor) -> Array:
+    """``tensor``, whose memory may be taken away and given back later, as that of a sharded parameter is.
+
+    ``Tensor.numpy`` would forbid that for good.
+    """
+    return np.from_dlpack(tensor.detach().contiguous())
+
+
 def compressed_rows(packed: Tensor, layout: Layout) -> tuple[Any, Any]:
     """Where each row begins and the last ends (O + 1,) int32, and each slot's column (K,), as numpy arrays."""
     form, n = choose_form(layout), layout.n_active

@@ -1,0 +1,167 @@
+"""Processes that hold a part of the state each train what one process trains, and go on from any other's checkpoint."""
+
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from smet_train import build
+from smet_train.config.schema import Config, Grow, Parallel
+from smet_train.errors import ConfigError
+from smet_train.tracking.jsonl import read_events
+from smet_train.train.checkpoint import load_checkpoint
+from smet_train.train.processes import Processes
+from tests.distributed.ranks import end, in_double_precision, losses, said, start, train, weights
+from tests.distributed.test_as_one import FOUR, LONG, apart
+from tests.distributed.test_goes_on import die_in_step, stop_after
+from tests.faults.trials import digest
+
+QuickConfig = Callable[..., Config]
+FSDP = "train.parallel=fsdp"
+LAYOUTS = {"one": (1, "ddp"), "ddp 2": (2, "ddp"), "fsdp 2": (2, "fsdp"), "fsdp 4": (4, "fsdp")}
+# Bytes of a process that are split; the index and the bits of sites ever active are in every process.
+SPLIT = (
+    "values",
+    "gradients",
+    "moments",
+    "ages",
+    "dense rest: parameters",
+    "dense rest: gradients",
+    "dense rest: moments",
+)
+
+
+def events(folder: Path, kind: str) -> list[dict[str, object]]:
+    return [event for event in read_events(folder / "metrics.jsonl") if event["event"] == kind]
+
+
+@pytest.mark.slow
+def test_in_single_precision_to_rounding(quick_config: QuickConfig, tmp_path: Path) -> None:
+    for size in (1, 2, 4):
+        train(quick_config(*LONG, *FOUR, FSDP), tmp_path / str(size), size)
+    alone = tmp_path / "1"
+    for size in (2, 4):
+        folder = tmp_path / str(size)
+        assert losses(folder) == pytest.approx(losses(alone), rel=1e-5)
+        assert losses(folder, "eval") == pytest.approx(losses(alone, "eval"), rel=1e-5)
+        assert apart(weights(folder, 200), weights(alone, 200)) < 1e-4
+        assert len(events(folder, "topology")) == 5
+        assert split_bytes(folder) <= 1.05 * split_bytes(alone) / size
+
+
+@pytest.mark.slow
+def test_in_double_precision_to_a_ten_billionth(quick_config: QuickConfig, tmp_path: Path) -> None:
+    for size in (1, 2, 4):
+        train(quick_config(*LONG, *FOUR, FSDP), tmp_path / str(size), size, in_double_precision)
+    for size in (2, 4):
+        assert losses(tmp_path / str(size)) == pytest.approx(losses(tmp_path / "1"), abs=1e-10)
+        assert apart(weights(tmp_path / str(size), 200), weights(tmp_path / "1", 200)) < 1e-10
+
+
+def split_bytes(folder: Path) -> int:
+    [memory] = events(folder, "memory")
+    return sum(row["bytes"] for row in memory["kinds"] if row["kind"] in SPLIT)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("method=dense",),
+        ("model.family=gpt2", "model.tie_embeddings=true", "sparsity.block_size=16"),
+        ("train.activation_checkpointing=true", "tracking.probe_windows=3", "train.eval_windows=5"),
+        ("train.precision=bf16_mixed", "optimizer.regrow_moments=keep", "optimizer.local_step=false"),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_every_kind_of_run(quick_config: QuickConfig, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    config = quick_config("train.micro_batch_size=1", FSDP, *overrides)
+    exact = config.train.precision.name == "fp32"
+    for size in (1, 2):
+        train(config, tmp_path / str(size), size, *([in_double_precision] if exact else []))
+    one, two = tmp_path / "1", tmp_path / "2"
+    for kind in ("train", "eval"):
+        assert losses(two, kind) == pytest.approx(losses(one, kind), abs=1e-10 if exact else 1e-2)
+    if not exact:
+        return
+    assert apart(weights(two, 6), weights(one, 6)) < 1e-10
+    moves = [[{**event, "sent_bytes": 0} for event in events(folder, "topology")] for folder in (one, two)]
+    assert moves[0] == moves[1]  # ages of all slots among them
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", LAYOUTS)
+def test_a_checkpoint_of_any_layout_goes_into_any_other(quick_config: QuickConfig, tmp_path: Path, first: str) -> None:
+    """What a run that has nothing to do saves is what it has loaded."""
+    size, parallel = LAYOUTS[first]
+    saved = tmp_path / "saved"
+    train(quick_config(*FOUR, "train.steps=3", f"train.parallel={parallel}"), saved, size)
+    checkpoint = saved / "checkpoints" / "step_00000003"
+    for second, (other_size, other) in LAYOUTS.items():
+        folder = tmp_path / second
+        config = quick_config(*FOUR, "train.steps=3", f"train.parallel={other}", f"checkpoint.resume={checkpoint}")
+        train(config, folder, other_size)
+        before, after = load_checkpoint(checkpoint), load_checkpoint(folder / "checkpoints" / "step_00000003")
+        for part in ("model", "optimizer", "topology"):
+            assert before.tensors[part].keys() == after.tensors[part].keys()
+            assert all(torch.equal(held, after.tensors[part][name]) for name, held in before.tensors[part].items())
+        assert before.plain["optimizer"] == after.plain["optimizer"]
+        assert before.plain["data"] == after.plain["data"]
+        assert not losses(folder)
+
+
+def test_after_a_stop_or_a_kill_the_run_goes_on_bit_for_bit(quick_config: QuickConfig, tmp_path: Path) -> None:
+    config = quick_config("checkpoint.interval=2", "train.micro_batch_size=1", FSDP)
+    train(config, tmp_path / "whole", 2)
+    for name, hook, statuses in (
+        ("stopped", partial(stop_after, 2, signal.SIGUSR1), [0, 0]),
+        ("killed", partial(die_in_step, 5), [1, -signal.SIGKILL]),
+    ):
+        folder = tmp_path / name
+        assert end(start(config, folder, 2, of={1: hook})) == statuses, said(folder)
+        train(config, folder, 2)
+        assert digest(folder, 6) == digest(tmp_path / "whole", 6)
+    assert "another process of this run has ended" in said(tmp_path / "killed")
+
+
+def test_bad_steps_send_all_back_to_the_checkpoint_and_a_bad_state_is_kept(
+    quick_config: QuickConfig, tmp_path: Path
+) -> None:
+    config = quick_config("train.micro_batch_size=1", FSDP, "optimizer.lr=1e30", "optimizer.grad_clip=0")
+    config.train.max_bad_steps = 0
+    assert end(start(config, tmp_path, 2)) == [1, 1], said(tmp_path)
+    assert (tmp_path / "inspect").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["topology.grow=gradient"], "topology.grow=gradient, which needs .* write topology.grow=random, or"),
+        (
+            ["topology.drop=magnitude_and_gradient"],
+            "magnitude_and_gradient, which needs .* topology.drop=magnitude, or",
+        ),
+        (["method=gmp"], "topology.grow=nothing, which prunes, .* write method=smet, or train.parallel=ddp"),
+        (["optimizer.moments=fp8"], "optimizer.moments=fp8, which rounds .* write optimizer.moments=fp32, or"),
+        (["train.precision=bf16"], "train.precision=bf16, which rounds .* write train.precision=bf16_mixed, or"),
+        (
+            ["train.fused_backward_step=true", "optimizer.grad_clip=0", "train.micro_batch_size=4"],
+            "fused_backward_step=true, which updates before .* write train.fused_backward_step=false, or",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_would_not_be_as_of_one_process_is_refused(
+    quick_config: QuickConfig, overrides: list[str], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"train.parallel=fsdp does not go with .*{told}"):
+        quick_config(FSDP, *overrides)
+
+
+def test_a_rule_of_a_plugin_that_needs_gradients_is_refused(quick_config: QuickConfig) -> None:
+    config = quick_config()
+    config.train.parallel, config.topology.grow = Parallel.fsdp, Grow.gradient
+    with pytest.raises(ConfigError, match="which need gradients that no process has whole; write train.parallel=ddp"):
+        build.build_loss(config, torch.nn.Linear(2, 2), Processes(0, 2))
