@@ -32,7 +32,7 @@ demo: $(READY)  ## pre-train a small sparse LLaMA on the embedded data and show 
 test: $(READY)  ## run all tests
 	$(PYTEST)
 
-test-dist: $(READY)  ## those of several processes, about 10 minutes on two cores
+test-dist: $(READY)  ## those of several processes
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 1 tests/distributed
 
 faults: $(READY)  ## every trial of tests/faults, about half an hour; prints tried, passed and worst case of each kind

@@ -15,7 +15,7 @@ from pathlib import Path
 from smet_train.analysis.planning import Plan, plan_run
 from smet_train.bench.result import measured_on
 from smet_train.config.compose import compose
-from smet_train.plan import gradient_bytes
+from smet_train.plan import gradient_bytes, ring_bytes
 
 MODELS = ("1b", "7b", "70b")
 DENSITIES = (0.1, 0.25)
@@ -30,15 +30,14 @@ def planned(model: str, *overrides: str) -> Plan:
     return plan_run(compose(["+experiment=llama_1b_density0.1", f"model=llama_{model}", *overrides]))
 
 
-def rows(model: str, density: float) -> list[dict[str, float]]:
+def rows(dense: Plan, sparse: Plan) -> list[dict[str, float]]:
     """One row a number of processes; bytes are those of each process."""
-    dense, sparse = planned(model, "method=dense"), planned(model, f"sparsity.density={density}")
     config = compose(["+experiment=llama_1b_density0.1"])
     step_tokens = config.train.batch_size * config.data.sequence_tokens
     backward_s = sparse.footprint.flops / step_tokens * TOKENS * BACKWARD / FLOP_PER_S
     found = []
     for n in PROCESSES:
-        sent = 2 * (n - 1) / n * gradient_bytes(sparse.footprint)
+        sent = ring_bytes(gradient_bytes(sparse.footprint), n)
         found.append(
             {
                 "processes": n,
@@ -46,7 +45,7 @@ def rows(model: str, density: float) -> list[dict[str, float]]:
                 "sharded_bytes": -(-sparse.footprint.state_bytes // n),
                 "dense_bytes": dense.footprint.state_bytes,
                 "sent_bytes": sent,
-                "dense_sent_bytes": 2 * (n - 1) / n * gradient_bytes(dense.footprint),
+                "dense_sent_bytes": ring_bytes(gradient_bytes(dense.footprint), n),
                 "hides_from_bytes_per_s": sent / backward_s,
             }
         )
@@ -76,7 +75,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    figures = {f"{model} {density:g}": rows(model, density) for model in MODELS for density in DENSITIES}
+    figures = {}
+    for model in MODELS:
+        dense = planned(model, "method=dense")
+        for density in DENSITIES:
+            figures[f"{model} {density:g}"] = rows(dense, planned(model, f"sparsity.density={density}"))
     for key, found in figures.items():
         model, density = key.split()
         print("\n".join(markdown(model, float(density), found)))

@@ -107,16 +107,20 @@ def ranks_table(footprint: Footprint, dense: Footprint, ranks: list[int]) -> Tab
         table.add_column(column, justify="right")
     sparse_bytes, dense_bytes = gradient_bytes(footprint), gradient_bytes(dense)
     for n in ranks:
-        share = 2 * (n - 1) / n
         table.add_row(
             str(n),
             format_bytes(footprint.state_bytes),
             format_bytes(-(-footprint.state_bytes // n)),
-            format_bytes(share * sparse_bytes),
-            format_bytes(share * dense_bytes),
+            format_bytes(ring_bytes(sparse_bytes, n)),
+            format_bytes(ring_bytes(dense_bytes, n)),
             f"{sparse_bytes / dense_bytes:.3f}",
         )
     return table
+
+
+def ring_bytes(n_bytes: int, processes: int) -> float:
+    """What goes out of each process when a ring of them sums ``n_bytes``."""
+    return 2 * (processes - 1) / processes * n_bytes
 
 
 def gradient_bytes(footprint: Footprint) -> int:

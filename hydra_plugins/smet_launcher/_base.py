@@ -19,6 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from hydra_plugins.smet_launcher._job import Job
+from smet_train.config.paths import folder_override
 from smet_train.errors import ConfigError, SmetError
 
 _LONGEST_NAME = 200  # file systems allow 255 bytes
@@ -121,8 +122,7 @@ class JobLauncher(Launcher):
         chosen = swept_overrides(overrides, self._config.hydra.overrides.task)
         name = str(config.hydra.sweep.subdir) or folder_name(chosen)
         folder = self.sweep_folder / name
-        quoted = str(folder).replace("'", r"\'").replace("${", r"\${")
-        words = [*_config_options(config), *overrides, f"hydra.run.dir='{quoted}'"]
+        words = [*_config_options(config), *overrides, folder_override(folder)]
         return Job(number + 1, name, overrides, folder, [sys.executable, "-m", "smet_train", *words])
 
     def report(self, prints: bool = True) -> list[dict[str, Any]]:

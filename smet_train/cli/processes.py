@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from smet_train.config.paths import folder_override
+
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.05
@@ -24,7 +26,7 @@ def run_processes(n_processes: int, run_folder: Path, words: list[str]) -> int:
     """Run ``smet-train`` with the arguments ``words`` as ``n_processes`` processes of one run; returns the exit status:
     0, or that of the first that failed."""
     if words[0] != "resume":
-        words = [*words, f"hydra.run.dir={_quoted(run_folder)}"]  # a fresh folder is chosen once
+        words = [*words, folder_override(run_folder)]  # a fresh folder is chosen once
     group = _Group()
     previous = {
         number: signal.signal(number, group.forward)
@@ -108,8 +110,3 @@ def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
-
-
-def _quoted(folder: Path) -> str:
-    escaped = str(folder).replace("'", r"\'").replace("${", r"\${")
-    return f"'{escaped}'"

@@ -81,3 +81,9 @@ def _check_json(key: str, name: str, wanted: str) -> None:
         raise ConfigError(f"{key}={name} {missing}; write the path of {wanted}") from error
     except ValueError as error:
         raise ConfigError(f"{key}={name} is not JSON ({error}); write the path of {wanted}") from error
+
+
+def folder_override(folder: Path) -> str:
+    """What is typed to train in ``folder``, whatever characters its name has."""
+    quoted = str(folder).replace("'", r"\'").replace("${", r"\${")
+    return f"hydra.run.dir='{quoted}'"

@@ -21,8 +21,3 @@ class DocumentStream(Iterator[str], Protocol):
 
     def end(self) -> None:
         """Wait for nothing any more: a source that can't be reached fails at once. For another thread."""
-
-
-def is_blank(text: str) -> bool:
-    """Whether ``text`` holds nothing to train on."""
-    return not text or text.isspace()

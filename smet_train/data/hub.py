@@ -16,10 +16,10 @@ from datasets import IterableDataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from smet_train.data.documents import State, is_blank
+from smet_train.data.documents import State
 from smet_train.data.records import text_of
 from smet_train.data.retry import Retries
-from smet_train.data.rules import Fault, ReadRules, Tally
+from smet_train.data.rules import ReadRules, Tally
 from smet_train.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -135,12 +135,10 @@ class HubStream:
     def __next__(self) -> str:
         while True:
             row = self._next_row()
-            text = text_of(row, self._field, self._columns, f"row {self._tally.good + self._tally.bad + 1}")
-            if isinstance(text, Fault):
-                self._tally.note(self._name, text)
+            content = text_of(row, self._field, self._columns, f"row {self._tally.good + self._tally.bad + 1}")
+            text = self._tally.taken(content, self._name)
             self._at = self._dataset.state_dict()
-            if not isinstance(text, Fault) and not is_blank(text):
-                self._tally.good += 1
+            if text is not None:
                 return text
 
     def state_dict(self) -> State:

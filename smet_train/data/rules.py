@@ -51,6 +51,20 @@ class Tally:
         self.good, self.bad = state
         self.last = ""  # the last fault that was passed over
 
+    def taken(self, content: str | Fault, file: str) -> str | None:
+        """``content`` if it is a document to train on, which is counted; None of one that is passed over, blank or bad.
+
+        Raises:
+            DataError: if bad documents are an error, or if there are too many.
+        """
+        if isinstance(content, Fault):
+            self.note(file, content)
+            return None
+        if not content or content.isspace():
+            return None
+        self.good += 1
+        return content
+
     def note(self, file: str, fault: Fault) -> None:
         """Pass over ``fault``, or not.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from smet_train.data.documents import State, is_blank
+from smet_train.data.documents import State
 from smet_train.data.rules import Fault, ReadRules, Tally
 
 
@@ -29,12 +29,9 @@ class SequenceStream:
 
     def __next__(self) -> str:
         while self._at < len(self._documents):
-            text = self._read(self._at)
-            if isinstance(text, Fault):
-                self._tally.note(self._name, text)
+            text = self._tally.taken(self._read(self._at), self._name)
             self._at += 1
-            if not isinstance(text, Fault) and not is_blank(text):
-                self._tally.good += 1
+            if text is not None:
                 return text
         raise StopIteration
 

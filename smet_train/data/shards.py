@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from smet_train.data.documents import State, is_blank
+from smet_train.data.documents import State
 from smet_train.data.hashes import content_hashes
 from smet_train.data.manifest import Manifest
 from smet_train.data.opened import Damaged
@@ -115,12 +115,10 @@ class ShardStream:
                 self._number, self._at, self._records = self._number + 1, None, None
                 continue
             content, after = record
-            if isinstance(content, Fault):
-                self._tally.note(self._path, content)
+            text = self._tally.taken(content, self._path)
             self._at = after  # not before a fault was passed over: what ends a run ends the next one too
-            if not isinstance(content, Fault) and not is_blank(content):
-                self._tally.good += 1
-                return content
+            if text is not None:
+                return text
         raise StopIteration
 
     def state_dict(self) -> State:

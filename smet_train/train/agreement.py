@@ -18,7 +18,7 @@ def check_same_topology(processes: Processes, layers: Mapping[str, SparseLinear]
     Raises:
         TrainingError: in all processes, if one has another index; the message names the layer and the process.
     """
-    _check(processes, {name: _digest(layer.index) for name, layer in layers.items()}, f"after step {step}: layer")
+    _check(processes, {name: layer.index for name, layer in layers.items()}, f"after step {step}: layer")
 
 
 def check_same_start(processes: Processes, model: nn.Module) -> None:
@@ -30,7 +30,7 @@ def check_same_start(processes: Processes, model: nn.Module) -> None:
         TrainingError: in all processes, if one differs; the message names the tensor and the process.
     """
     held = {name: tensor for name, tensor in model.state_dict().items() if not is_sharded(tensor)}
-    _check(processes, {name: _digest(tensor) for name, tensor in held.items()}, "at the start: tensor")
+    _check(processes, held, "at the start: tensor")
 
 
 def _digest(tensor: Tensor) -> int:
@@ -40,15 +40,15 @@ def _digest(tensor: Tensor) -> int:
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
-def _check(processes: Processes, digests: Mapping[str, int], where: str) -> None:
+def _check(processes: Processes, held: Mapping[str, Tensor], where: str) -> None:
     if processes.size == 1:
         return
-    every = processes.gathered(torch.tensor(list(digests.values()), dtype=torch.int64))
+    every = processes.gathered(torch.tensor([_digest(tensor) for tensor in held.values()], dtype=torch.int64))
     differs = (every != every[0]).nonzero().tolist()
     if differs:
         process, place = differs[0]
         raise TrainingError(
-            f"{where} {list(digests)[place]} of process {process} is not that of process 0 ({len(differs)} differ in "
+            f"{where} {list(held)[place]} of process {process} is not that of process 0 ({len(differs)} differ in "
             "all). All processes must run the same versions of torch and smet-train, on the same kind of machine; the "
             "same command goes on from the newest checkpoint",
             exit_status=1,

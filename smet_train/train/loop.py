@@ -5,21 +5,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
-from smet_train.errors import CheckpointError, DataError, SmetError, TrainingError
+from smet_train.errors import DataError, SmetError
 from smet_train.sparse.ledger import count_parameters, measure
-from smet_train.tracking.jsonl import JsonlSink
+from smet_train.sparse.shards import is_sharded
 from smet_train.tracking.resources import memory_use
 from smet_train.train.agreement import check_same_topology
-from smet_train.train.checkpoint import Keep, checkpoint_path, save_checkpoint
+from smet_train.train.checkpoint import checkpoint_path
 from smet_train.train.evaluate import Interrupted, mean_loss, perplexity
 from smet_train.train.guard import RollBack, first_not_finite
 from smet_train.train.processes import lost_process_told
+from smet_train.train.recovery import go_back, note_incident
 from smet_train.train.run import Run
 from smet_train.train.state import capture
 from smet_train.train.step import forward_backward, token_loss
@@ -154,57 +154,12 @@ def compute_gradients(run: Run) -> tuple[float, float]:
     return summed / run.processes.size, clip_gradients(run) if run.fused is None else run.fused.grad_norm()
 
 
-def note_incident(run: Run, what: str, action: str) -> None:
-    """A line in ``incidents.jsonl``, on disk at once, and a warning."""
-    step = run.state.step + 1
-    if not run.processes.leads:
-        return
-    log.warning("step %d: %s; %s", step, what, action)
-    sink = JsonlSink(run.folder / "incidents.jsonl")
-    sink.emit({"event": "incident", "step": step, "what": what, "action": action, "time_s": time.time()})
-    sink.position()
-    sink.close()
-
-
-def go_back(run: Run, what: str) -> NoReturn:
-    """Start again from the newest checkpoint, or end: the state is kept beside the checkpoints then, to look at.
-
-    Raises:
-        RollBack: to be answered by building the run anew.
-        TrainingError: if there is no checkpoint, or the run has gone back often enough.
-    """
-    step = run.state.step + 1
-    newest = run.processes.told(run.saver.newest)
-    if newest is not None and run.guard.rollbacks < run.guard.max_rollbacks:
-        note_incident(run, what, f"going back to {newest.name}, with the data from here on")
-        run.guard.rollbacks += 1
-        raise RollBack(run.batches.state_dict(), run.guard.state_dict())
-    kept = keep_for_inspection(run)
-    note_incident(run, what, "ending")
-    tried = f"after going back {run.guard.rollbacks} times" if newest else "and there is no checkpoint to go back to"
-    raise TrainingError(
-        f"step {step}: {what}, {tried}; lower optimizer.lr or look at the data, and start the same command again to "
-        f"go on from the newest checkpoint. The bad state {kept}",
-        exit_status=1,
-    )
-
-
-def keep_for_inspection(run: Run) -> str:
-    """Save the state where no run starts from; returns what became of it."""
-    snapshot = capture(run)
-    try:
-        path = run.processes.told(lambda: save_checkpoint(run.folder / "inspect", run.state.step, snapshot, Keep(1)))
-    except CheckpointError as error:
-        return f"could not be kept: {error}"
-    return f"is kept in {path}"
-
-
 def clip_gradients(run: Run) -> float:
     """Clip to the global norm over all parameters, sparse values included; returns the norm before clipping."""
     max_norm = run.settings.grad_clip or float("inf")
     with lost_process_told():
         norm = clip_grad_norm_(run.model.parameters(), max_norm)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        return float(norm.full_tensor() if is_sharded(norm) else norm)  # type: ignore[attr-defined]
 
 
 def set_learning_rate(run: Run) -> float:

@@ -1,21 +1,28 @@
 """One run in several forked processes on gloo."""
 
 import os
+import signal
 import socket
 from collections.abc import Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import torch
 from torch import Tensor
 
-import smet_train.sparse_model
 from smet_train.config.schema import Config
 from smet_train.tracking.jsonl import read_events
+from smet_train.train import loop
 from smet_train.train.checkpoint import load_checkpoint
+from smet_train.train.run import Run
 from tests.faults import trials
 from tests.faults.trials import Hook
+
+LONG = ("train.steps=200", "topology.interval=35", "train.eval_interval=100", "checkpoint.interval=0")
+FOUR = ("train.batch_size=4", "train.micro_batch_size=1")
 
 
 def free_port() -> int:
@@ -69,7 +76,7 @@ def in_double_precision() -> None:
     def hold(model: Any, _precision: str) -> None:
         model.double()
 
-    smet_train.sparse_model.hold_parameters = hold  # type: ignore
+    patched("smet_train.sparse_model.hold_parameters", hold)
 
 
 def losses(folder: Path, kind: str = "train") -> list[float]:
@@ -79,3 +86,40 @@ def losses(folder: Path, kind: str = "train") -> list[float]:
 def weights(folder: Path, step: int) -> dict[str, Tensor]:
     """Values, index and dense parameters of a checkpoint."""
     return dict(load_checkpoint(folder / "checkpoints" / f"step_{step:08d}").tensors["model"])
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest difference of two models' numbers; infinite if their topologies differ."""
+    assert one.keys() == other.keys()
+    same = all(torch.equal(one[name], other[name]) for name in one if not one[name].is_floating_point())
+    numbers = [name for name in one if one[name].is_floating_point()]
+    return max(float((one[name] - other[name]).abs().max()) for name in numbers) if same else torch.inf
+
+
+def patched(name: str, instead: Any) -> None:
+    """Replace ``name`` for the rest of a process."""
+    mock.patch(name, instead).start()
+
+
+def stop_after(step: int, number: int) -> None:
+    """A signal to this process alone at the start of the step after ``step``."""
+    set_learning_rate = loop.set_learning_rate
+
+    def stop(run: Run) -> float:
+        if run.state.step == step:
+            os.kill(os.getpid(), number)
+        return set_learning_rate(run)
+
+    patched("smet_train.train.loop.set_learning_rate", stop)
+
+
+def die_in_step(step: int) -> None:
+    """SIGKILL to this process in the backward pass of ``step``."""
+    compute_gradients = loop.compute_gradients
+
+    def die(run: Run) -> tuple[float, float]:
+        if run.state.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return compute_gradients(run)
+
+    patched("smet_train.train.loop.compute_gradients", die)

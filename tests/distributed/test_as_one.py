@@ -4,22 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from smet_train.config.schema import Config
-from tests.distributed.ranks import in_double_precision, losses, train, weights
+from tests.distributed.ranks import FOUR, LONG, apart, in_double_precision, losses, train, weights
 
 QuickConfig = Callable[..., Config]
-LONG = ("train.steps=200", "topology.interval=35", "train.eval_interval=100", "checkpoint.interval=0")
-FOUR = ("train.batch_size=4", "train.micro_batch_size=1")
-
-
-def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """The largest difference of two models' numbers; infinite if their topologies differ."""
-    assert one.keys() == other.keys()
-    same = all(torch.equal(one[name], other[name]) for name in one if not one[name].is_floating_point())
-    numbers = [name for name in one if one[name].is_floating_point()]
-    return max(float((one[name] - other[name]).abs().max()) for name in numbers) if same else torch.inf
 
 
 @pytest.fixture(scope="module")

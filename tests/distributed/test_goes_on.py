@@ -1,7 +1,6 @@
 """A run goes on in another number of processes, and after a stop, exactly."""
 
 import json
-import os
 import re
 import signal
 import time
@@ -14,14 +13,24 @@ import torch
 
 from smet_train.config.schema import Config
 from smet_train.tracking.jsonl import read_events
-from smet_train.train import loop, step
-from smet_train.train.run import Run
-from tests.distributed.ranks import end, in_double_precision, losses, said, start, train, weights
-from tests.distributed.test_as_one import apart
+from smet_train.train import step
+from tests.distributed.ranks import (
+    FOUR,
+    apart,
+    die_in_step,
+    end,
+    in_double_precision,
+    losses,
+    patched,
+    said,
+    start,
+    stop_after,
+    train,
+    weights,
+)
 from tests.faults.trials import digest
 
 QuickConfig = Callable[..., Config]
-FOUR = ("train.batch_size=4", "train.micro_batch_size=1")
 
 
 @pytest.mark.slow
@@ -49,18 +58,6 @@ def position(state: str) -> object:
     return json.loads(state)["data"]
 
 
-def stop_after(step: int, number: int) -> None:
-    """A signal to this process alone at the start of the step after ``step``."""
-    set_learning_rate = loop.set_learning_rate
-
-    def stop(run: Run) -> float:
-        if run.state.step == step:
-            os.kill(os.getpid(), number)
-        return set_learning_rate(run)
-
-    loop.set_learning_rate = stop
-
-
 @pytest.mark.parametrize("asked", [0, 1])
 def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_bit_for_bit(
     quick_config: QuickConfig, tmp_path: Path, asked: int
@@ -74,18 +71,6 @@ def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_bit_for_bit(
     assert (ended["step"], ended["reason"]) == (3, "SIGUSR1")
     train(config, folder, 2)
     assert digest(folder, 6) == digest(tmp_path / "whole", 6)
-
-
-def die_in_step(step: int) -> None:
-    """SIGKILL to this process in the backward pass of ``step``."""
-    compute_gradients = loop.compute_gradients
-
-    def die(run: Run) -> tuple[float, float]:
-        if run.state.step + 1 == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return compute_gradients(run)
-
-    loop.compute_gradients = die
 
 
 @pytest.mark.parametrize("dead", [0, 1])
@@ -116,7 +101,7 @@ def spoil_loss(number: int) -> None:
         loss = forward_backward(*arguments)  # type: ignore[arg-type]
         return float("nan") if next(calls) == number else loss
 
-    loop.forward_backward = spoiled  # type: ignore
+    patched("smet_train.train.loop.forward_backward", spoiled)
 
 
 def test_a_step_that_is_bad_in_one_process_is_passed_over_in_all(quick_config: QuickConfig, tmp_path: Path) -> None:

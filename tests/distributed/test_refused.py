@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smet_train import job, ranks
+from smet_train import ranks
 from smet_train.config.schema import Config
 from smet_train.config.validate import check_processes
 from smet_train.errors import ConfigError, DataError
@@ -16,7 +16,7 @@ from smet_train.train import agreement, loop, processes
 from smet_train.train.lock import run_folder_lock
 from smet_train.train.processes import joined, lost_process_told
 from smet_train.train.run import Run
-from tests.distributed.ranks import end, said, start, train
+from tests.distributed.ranks import end, patched, said, start, train
 
 QuickConfig = Callable[..., Config]
 
@@ -71,7 +71,7 @@ def fail_to_read() -> None:
             run.batches._loader._peeked.clear()  # type: ignore[union-attr]
         return read_ahead(run)
 
-    loop.read_ahead = read
+    patched("smet_train.train.loop.read_ahead", read)
 
 
 def test_data_that_can_not_be_read_are_told_once_and_the_state_is_saved(
@@ -93,7 +93,7 @@ def disturb_index(step: int) -> None:
             values[values.abs().argmax()] = 0  # what is smallest is dropped
         move(run)
 
-    loop.move_topology = moved
+    patched("smet_train.train.loop.move_topology", moved)
 
 
 def test_another_topology_in_one_process_ends_the_run_and_names_the_layer(
@@ -113,7 +113,7 @@ def other_weights() -> None:
         next(model.parameters()).detach().add_(1e-3)
         check(group, model)
 
-    job.check_same_start = disturbed  # type: ignore
+    patched("smet_train.job.check_same_start", disturbed)
 
 
 def test_another_start_in_one_process_ends_the_run(quick_config: QuickConfig, tmp_path: Path) -> None:

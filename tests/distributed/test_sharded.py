@@ -14,9 +14,20 @@ from smet_train.errors import ConfigError
 from smet_train.tracking.jsonl import read_events
 from smet_train.train.checkpoint import load_checkpoint
 from smet_train.train.processes import Processes
-from tests.distributed.ranks import end, in_double_precision, losses, said, start, train, weights
-from tests.distributed.test_as_one import FOUR, LONG, apart
-from tests.distributed.test_goes_on import die_in_step, stop_after
+from tests.distributed.ranks import (
+    FOUR,
+    LONG,
+    apart,
+    die_in_step,
+    end,
+    in_double_precision,
+    losses,
+    said,
+    start,
+    stop_after,
+    train,
+    weights,
+)
 from tests.faults.trials import digest
 
 QuickConfig = Callable[..., Config]

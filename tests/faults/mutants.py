@@ -172,15 +172,15 @@ MUTANTS = [
     Mutant(
         "ages are not restored",
         "optim/smet_adamw.py",
-        "            target.copy_(tensors[key])\n",
-        '            if not key.endswith("age"):\n                target.copy_(tensors[key])\n',
+        "            target.copy_(part_of(tensors[key], parameter))\n",
+        '            if not key.endswith("age"):\n                target.copy_(part_of(tensors[key], parameter))\n',
         MOVED,
     ),
     Mutant(
         "second moments are not restored",
         "optim/smet_adamw.py",
-        "            target.copy_(tensors[key])\n",
-        '            if not key.endswith("exp_avg_sq"):\n                target.copy_(tensors[key])\n',
+        "            target.copy_(part_of(tensors[key], parameter))\n",
+        '            if not key.endswith("exp_avg_sq"):\n                target.copy_(part_of(tensors[key], parameter))\n',
         CRASHED,
     ),
     Mutant(

@@ -1,0 +1,59 @@
+"""What a run does when its numbers are bad: write it down, and start again from its newest checkpoint, or end."""
+
+import logging
+import time
+from typing import NoReturn
+
+from smet_train.errors import CheckpointError, TrainingError
+from smet_train.tracking.jsonl import JsonlSink
+from smet_train.train.checkpoint import Keep, save_checkpoint
+from smet_train.train.guard import RollBack
+from smet_train.train.run import Run
+from smet_train.train.state import capture
+
+log = logging.getLogger(__name__)
+
+
+def note_incident(run: Run, what: str, action: str) -> None:
+    """A line in ``incidents.jsonl``, on disk at once, and a warning."""
+    step = run.state.step + 1
+    if not run.processes.leads:
+        return
+    log.warning("step %d: %s; %s", step, what, action)
+    sink = JsonlSink(run.folder / "incidents.jsonl")
+    sink.emit({"event": "incident", "step": step, "what": what, "action": action, "time_s": time.time()})
+    sink.position()
+    sink.close()
+
+
+def go_back(run: Run, what: str) -> NoReturn:
+    """Start again from the newest checkpoint, or end: the state is kept beside the checkpoints then, to look at.
+
+    Raises:
+        RollBack: to be answered by building the run anew.
+        TrainingError: if there is no checkpoint, or the run has gone back often enough.
+    """
+    step = run.state.step + 1
+    newest = run.processes.told(run.saver.newest)
+    if newest is not None and run.guard.rollbacks < run.guard.max_rollbacks:
+        note_incident(run, what, f"going back to {newest.name}, with the data from here on")
+        run.guard.rollbacks += 1
+        raise RollBack(run.batches.state_dict(), run.guard.state_dict())
+    kept = keep_for_inspection(run)
+    note_incident(run, what, "ending")
+    tried = f"after going back {run.guard.rollbacks} times" if newest else "and there is no checkpoint to go back to"
+    raise TrainingError(
+        f"step {step}: {what}, {tried}; lower optimizer.lr or look at the data, and start the same command again to "
+        f"go on from the newest checkpoint. The bad state {kept}",
+        exit_status=1,
+    )
+
+
+def keep_for_inspection(run: Run) -> str:
+    """Save the state where no run starts from; returns what became of it."""
+    snapshot = capture(run)
+    try:
+        path = run.processes.told(lambda: save_checkpoint(run.folder / "inspect", run.state.step, snapshot, Keep(1)))
+    except CheckpointError as error:
+        return f"could not be kept: {error}"
+    return f"is kept in {path}"
