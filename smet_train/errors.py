@@ -47,8 +47,15 @@ class MemoryShortage(SmetError):
     """The machine or its GPU has less free memory than was asked for."""
 
 
-def memory_shortage(error: BaseException) -> MemoryShortage | None:
-    """What to tell of ``error`` if memory ran out; None if it is another error.
+_IN_TRAINING = (
+    "Lower train.micro_batch_size (the batch stays as large) or data.sequence_tokens, write "
+    "train.activation_checkpointing=true, or take a smaller model; smet-plan with the same settings and "
+    "plan.memory_gib=G tells what fits into G GiB"
+)
+
+
+def memory_shortage(error: BaseException, advice: str = _IN_TRAINING) -> MemoryShortage | None:
+    """What to tell of ``error`` if memory ran out, with ``advice``; None if it is another error.
 
     On a CPU torch raises a plain RuntimeError, which its text alone tells from others.
     """
@@ -56,9 +63,4 @@ def memory_shortage(error: BaseException) -> MemoryShortage | None:
     if not named and "can't allocate memory" not in str(error):
         return None
     reason = (str(error).strip().splitlines() or ["no more memory"])[0]
-    return MemoryShortage(
-        f"out of memory: {reason}\nLower train.micro_batch_size (the batch stays as large) or data.sequence_tokens, "
-        "write train.activation_checkpointing=true, or take a smaller model; smet-plan with the same settings and "
-        "plan.memory_gib=G tells what fits into G GiB",
-        exit_status=1,
-    )
+    return MemoryShortage(f"out of memory: {reason}\n{advice}", exit_status=1)

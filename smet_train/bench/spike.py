@@ -8,7 +8,8 @@ state, make the same update, and train on the batches that the run itself trains
     smet   grown weights train with local steps and regrowth warm-up
 
 Directly after an update the three are the same model, so the excess of an arm is its loss minus that of ``drop``.
-Before each branch no weight is cold, so nothing but the update under measurement differs between the arms.
+Before each branch no weight is cold, so nothing but the update under measurement differs between the arms. Dropout, if
+there is any, drops the same in all arms: it is drawn anew at each step, from the step's number.
 """
 
 import copy
@@ -32,6 +33,7 @@ from smet_train.config.plain import to_dict
 from smet_train.config.schema import Config
 from smet_train.errors import ConfigError
 from smet_train.sparse.ledger import count_parameters, sparse_layers
+from smet_train.sparse.sampling import stream_key
 from smet_train.tracking.console import open_console
 from smet_train.train.evaluate import mean_loss
 from smet_train.train.loop import clip_gradients, set_learning_rate
@@ -128,10 +130,6 @@ def check_settings(config: Config, bench: SpikeBench) -> None:
     if config.topology.stop_at < 1:
         raise ConfigError(
             f"topology.stop_at={config.topology.stop_at:g} would leave the later updates out; write topology.stop_at=1"
-        )
-    if config.model.dropout > 0:
-        raise ConfigError(
-            f"model.dropout={config.model.dropout:g} would make the arms differ by chance; write model.dropout=0"
         )
 
 
@@ -267,6 +265,7 @@ def _grown(run: Run) -> dict[Tensor, Tensor]:
 
 def _step(run: Run, batch: list[Tensor], frozen: dict[Tensor, Tensor] | None = None) -> float:
     """One optimizer step; ``frozen`` slots get no gradient and, their moments being zero, stay where they are."""
+    torch.manual_seed(stream_key(run.topology.seed, "spike", run.state.step, "dropout") % 2**63)
     loss = forward_backward(run.loss, iter(batch), len(batch), run.device)
     for values, slots in (frozen or {}).items():
         assert values.grad is not None

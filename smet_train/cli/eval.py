@@ -4,13 +4,15 @@ import argparse
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from smet_train.cli.flags import Flags, add_model_flags, check_exists, number, run_command
 from smet_train.config.schema import DataSource, TextUnit
 from smet_train.config.validate import FILE_SOURCES
-from smet_train.errors import ConfigError
+from smet_train.errors import ConfigError, DataError
 from smet_train.evaluation.extra import require_harness
 
 EXAMPLES = """\
@@ -37,6 +39,17 @@ _OF_SOURCES = {
     "text_unit": (DataSource.text,),
 }
 
+# What a source's errors name, and what is typed here for it.
+_FLAGS_OF_SETTINGS = (
+    ("write data.on_bad=skip to leave such out", "leave the file out"),
+    ("write data.on_bad=skip", "leave the file out"),
+    ("data.files=", "--files "),
+    ("data.files", "--files"),
+    ("data.name=", "--name "),
+    ("data.subset=", "--subset "),
+    ("data.text_field=", "--text-field "),
+)
+
 
 def main() -> None:
     """Run the command line; exits with 0 when done, 2 for a user's mistake, 1 for a failure."""
@@ -45,7 +58,10 @@ def main() -> None:
 
 def _flags() -> Flags:
     flags = Flags(
-        "smet-eval", "Loss, perplexity and bits per byte of a trained model, and its score on tasks.", EXAMPLES
+        "smet-eval",
+        "Loss, perplexity and bits per byte of a trained model, and its score on tasks.",
+        EXAMPLES,
+        "Lower --batch-size, or write --device cpu where the machine has more memory than its GPU",
     )
     add_model_flags(flags)
     flags.add_argument("--batch-size", type=number(int, 1), metavar="N", help="windows at once; default: as in the run")
@@ -90,7 +106,8 @@ def _run(given: argparse.Namespace) -> None:
         evaluate_tasks(console, trained, given.tasks, given.task_path, given.limit, given.num_fewshot, **common)
     else:
         split = given.split or ("all" if given.data else "eval")
-        evaluate_text(console, trained, split, _data(given), given.max_tokens, **common)
+        with _told_in_flags(given):
+            evaluate_text(console, trained, split, _data(given), given.max_tokens, **common)
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -118,7 +135,24 @@ def _check(given: argparse.Namespace) -> None:
     if given.files:
         from smet_train.data.files import expand
 
-        given.files = expand(given.files)
+        with _told_in_flags(given):
+            given.files = expand(given.files)
+
+
+@contextmanager
+def _told_in_flags(given: argparse.Namespace) -> Iterator[None]:
+    """Inside, a mistake in a source that flags name is told in flags, instead of in settings of a run.
+
+    Raises:
+        DataError: the one raised inside.
+    """
+    try:
+        yield
+    except DataError as error:
+        told = str(error)
+        for setting, flag in _FLAGS_OF_SETTINGS if given.data else ():
+            told = told.replace(setting, flag)
+        raise DataError(told, exit_status=error.exit_status) from error
 
 
 def _data(given: argparse.Namespace) -> dict[str, Any] | None:

@@ -26,7 +26,12 @@ def main() -> None:
 
 
 def _flags() -> Flags:
-    flags = Flags("smet-export", "Write a trained model in a format that others read.", EXAMPLES)
+    flags = Flags(
+        "smet-export",
+        "Write a trained model in a format that others read.",
+        EXAMPLES,
+        "Write --format sparse, which holds no dense weight, or take a machine with more memory",
+    )
     add_checkpoint(flags)
     flags.add_argument("--format", required=True, choices=["hf", "sparse", "torch"], help="see below")
     flags.add_argument("--out", metavar="DIR", required=True, type=Path, help="folder to write, new or empty")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from smet_train.config.schema import Backend
-from smet_train.errors import CheckpointError, ConfigError, SmetError
+from smet_train.errors import CheckpointError, ConfigError, SmetError, memory_shortage
 
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = tuple(backend.name for backend in Backend if backend is not Backend.auto)
@@ -18,9 +18,13 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 class Flags(argparse.ArgumentParser):
-    """A parser whose mistakes are errors like all others."""
+    """A parser whose mistakes are errors like all others.
 
-    def __init__(self, prog: str, description: str, examples: str) -> None:
+    Args:
+        in_less_memory: what to do where memory runs out.
+    """
+
+    def __init__(self, prog: str, description: str, examples: str, in_less_memory: str) -> None:
         super().__init__(
             prog=prog,
             description=description,
@@ -28,6 +32,7 @@ class Flags(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.in_less_memory = in_less_memory
 
     def error(self, message: str) -> NoReturn:
         """What argparse calls for a wrong flag.
@@ -92,4 +97,10 @@ def run_command(flags: Flags, run: Callable[[argparse.Namespace], None]) -> NoRe
     except BrokenPipeError:  # whoever read the output has gone; Python would complain once more when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        shortage = memory_shortage(error, flags.in_less_memory)
+        if shortage is None:
+            raise
+        print(f"{flags.prog}: {shortage}", file=sys.stderr)
+        sys.exit(shortage.exit_status)
     sys.exit(0)

@@ -24,7 +24,10 @@ def main() -> None:
 
 def _flags() -> Flags:
     flags = Flags(
-        "smet-generate", "Text that a trained model writes behind a prompt, from its sparse weights.", EXAMPLES
+        "smet-generate",
+        "Text that a trained model writes behind a prompt, from its sparse weights.",
+        EXAMPLES,
+        "Lower --max-tokens, or write --device cpu where the machine has more memory than its GPU",
     )
     add_model_flags(flags)
     flags.add_argument("prompt", metavar="PROMPT", help='the beginning of the text; "-" reads it from standard input')

@@ -28,7 +28,10 @@ def main() -> None:
 
 def _flags() -> Flags:
     flags = Flags(
-        "smet-report", "Charts and tables of runs: one page that opens without a network, and a PNG of each.", EXAMPLES
+        "smet-report",
+        "Charts and tables of runs: one page that opens without a network, and a PNG of each.",
+        EXAMPLES,
+        "Report fewer runs at once, or write --no-png",
     )
     flags.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="a run folder, or a sweep's")
     flags.add_argument("--newest", action="store_true", help="the run under outputs/ that was last started")

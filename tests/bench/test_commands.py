@@ -26,10 +26,15 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return 0
 
 
+@pytest.mark.parametrize("model", [[], ["model.family=gpt2", "model.dropout=0.1"]], ids=["llama", "dropout"])
 def test_spike(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick: list[str], capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    quick: list[str],
+    capsys: pytest.CaptureFixture[str],
+    model: list[str],
 ) -> None:
-    settings = ["topology.interval=4", "tracking.spike_horizon_steps=4", "tracking.probe_windows=2"]
+    settings = ["topology.interval=4", "tracking.spike_horizon_steps=4", "tracking.probe_windows=2", *model]
     out = [f"bench.out={tmp_path}", "bench.warm_steps=4", "bench.updates=2"]
     assert call(monkeypatch, "spike", "+experiment=bench_spike", *quick, *settings, *out) == 0
     result = json.loads((tmp_path / "result.json").read_text())
@@ -131,7 +136,6 @@ def test_mistakes(
         ("spike", ["topology.grow=gradient"], "write topology.grow=random"),
         ("spike", ["topology.drop=magnitude_and_gradient"], "another topology.drop"),
         ("spike", ["topology.stop_at=0.5"], "write topology.stop_at=1"),
-        ("spike", ["model.dropout=0.1"], "write model.dropout=0"),
     ],
 )
 def test_settings_that_a_benchmark_cannot_use_are_told_at_once(

@@ -107,6 +107,28 @@ def test_a_mistake_is_one_line(
     assert len(errors.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "content", "told"),
+    [
+        ("text", "nothing.txt", b"", "--files: {path}: the file is empty"),
+        ("text", "latin.txt", b"K\xe4se\n", "--files: {path} line 1: it is not UTF-8 text"),
+        ("jsonl", "bad.jsonl", b'{"text": "good"}\n{"txet": 1}\n', "bad.jsonl line 2"),
+        ("parquet", "bad.parquet", b"PAR0", "{path} is not a Parquet file"),
+        ("text", "*.nothing", None, "--files ['{path}'] matches no file"),
+    ],
+)
+def test_a_mistake_in_a_source_is_told_in_flags(
+    call: Call, run_folder: Path, tmp_path: Path, kind: str, name: str, content: bytes | None, told: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    status, _, errors = call(run_folder, "--data", kind, "--files", path)
+    assert status == 2
+    assert told.format(path=path) in errors
+    assert "data." not in errors.replace(str(path), "")
+
+
 def test_without_the_harness_the_extra_is_named(call: Call, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extra, "find_spec", lambda _: None)
     status, _, errors = call(run_folder, "--tasks", "a")

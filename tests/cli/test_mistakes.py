@@ -4,11 +4,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from smet_train.cli import train
+from smet_train.cli import eval as evaluation
+from smet_train.cli import export, generate, report, train
 
 SmetTrain = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -97,3 +99,36 @@ def test_too_little_memory_is_one_message_with_what_to_write(
     assert told.startswith("smet-train: out of memory: ")
     assert "Lower train.micro_batch_size" in told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("script", "advice"),
+    [
+        (evaluation, "Lower --batch-size"),
+        (export, "Write --format sparse"),
+        (generate, "Lower --max-tokens"),
+        (report, "Report fewer runs at once"),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, ModuleType) else "",
+)
+def test_too_little_memory_after_training_too(
+    call_script: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    script: ModuleType,
+    advice: str,
+) -> None:
+    arguments = {generate: ["run", "prompt"], export: ["run", "--format", "hf", "--out", "out"]}.get(script, ["run"])
+    monkeypatch.setattr(script, "_run", lambda _: torch.empty(10**15))
+    status, _, told = call_script(script, *arguments)
+    assert status == 1
+    assert "out of memory: " in told
+    assert advice in told
+    assert "Traceback" not in told
+
+
+def test_an_unknown_failure_after_training_shows_where_it_was(
+    call_script: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "_run", lambda _: [][0])
+    with pytest.raises(IndexError):
+        call_script(report, "run")

@@ -1,0 +1,106 @@
+"""A long run whose topology moves all the time: do resident memory and open files stay as they are?
+
+    python benchmarks/soak.py [--minutes 15] [--out FILE] [overrides …]
+
+Starts ``smet-train +experiment=demo`` with a topology update every 10 steps, evaluations and asynchronous checkpoints
+every 50, looks at the process every half second from outside, and stops it by SIGTERM. The first fifth of the time is
+left out: buffers reach their size in it. The rest is cut in four; the highest that was seen in the last quarter is held
+against the highest of the first.
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from smet_train.bench.result import measured_on
+from smet_train.tracking.jsonl import read_events
+
+SETTINGS = [
+    "+experiment=demo",
+    "train.steps=1000000",
+    "topology.interval=10",
+    "train.eval_interval=50",
+    "checkpoint.interval=50",
+    "checkpoint.asynchronous=true",
+]
+LARGEST_GROWTH = 1.01
+_PERIOD_S = 0.5
+_QUARTERS = 4
+
+
+def watch(command: list[str], minutes: float) -> list[tuple[float, int, int]]:
+    """(seconds since the start, resident bytes, open files) of ``command`` until it is stopped.
+
+    Raises:
+        SystemExit: if it ends before, or does not end well.
+    """
+    started_s = time.monotonic()
+    seen: list[tuple[float, int, int]] = []
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        watched = psutil.Process(process.pid)
+        while (now_s := time.monotonic() - started_s) < 60 * minutes:
+            if process.poll() is not None:
+                raise SystemExit(f"the run ended after {now_s:.0f} s with status {process.returncode}")
+            with watched.oneshot():
+                seen.append((now_s, watched.memory_info().rss, watched.num_fds()))
+            time.sleep(_PERIOD_S)
+        process.send_signal(signal.SIGTERM)
+    if process.returncode != 0:
+        raise SystemExit(f"the run answered SIGTERM with status {process.returncode}")
+    return seen
+
+
+def highest_by_quarter(seen: list[tuple[float, int, int]]) -> list[tuple[int, int]]:
+    """The highest resident bytes and open files of each quarter of what follows the first fifth."""
+    settled = seen[len(seen) // 5 :]
+    edges = [number * len(settled) // _QUARTERS for number in range(_QUARTERS + 1)]
+    quarters = [settled[first:last] for first, last in pairwise(edges)]
+    return [(max(held for _, held, _ in part), max(files for _, _, files in part)) for part in quarters]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        settings = [*SETTINGS, *chosen.overrides]
+        seen = watch([sys.executable, "-m", "smet_train", *settings, f"hydra.run.dir={run}"], chosen.minutes)
+        events = list(read_events(run / "metrics.jsonl"))
+    quarters = highest_by_quarter(seen)
+    growth = [last / first for first, last in zip(quarters[0], quarters[-1], strict=True)]
+    counts = {kind: sum(event["event"] == kind for event in events) for kind in ("train", "topology", "checkpoint")}
+    for number, (held, files) in enumerate(quarters, 1):
+        print(f"quarter {number}: at most {held / 2**20:.1f} MiB resident, {files} open files")
+    print(f"{counts}; last quarter over first: resident {growth[0]:.4f}, open files {growth[1]:.4f}")
+    bars: list[dict[str, Any]] = [
+        {
+            "name": f"{what}, last quarter over first",
+            "value": ratio,
+            "bar": LARGEST_GROWTH,
+            "holds": ratio <= LARGEST_GROWTH,
+        }
+        for what, ratio in zip(("resident memory", "open files"), growth, strict=True)
+    ]
+    if chosen.out is not None:
+        command = " ".join(["python benchmarks/soak.py", f"--minutes {chosen.minutes:g}", *chosen.overrides])
+        result = {
+            "benchmark": "soak", **measured_on(), "command": command, "settings": settings, "bars": bars,
+            "quarters": [{"resident_bytes": held, "open_files": files} for held, files in quarters], "counts": counts,
+        }  # fmt: skip
+        chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
