@@ -1,0 +1,66 @@
+"""SIGKILL of the real command, from start-up to the last save: typed again, it ends with the bits of one left alone."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.faults.conftest import CampaignMaker
+from tests.faults.trials import digest
+
+STEPS = 40
+KINDS = (
+    ["checkpoint.asynchronous=true"],
+    ["method=smet_rigl", "train.micro_batch_size=2"],
+    ["train.precision=bf16", "sparsity.block_size=8"],
+    ["train.processes=2", "train.micro_batch_size=2"],
+)
+COMMAND = [sys.executable, "-m", "smet_train"]
+
+
+def type_in(overrides: list[str], folder: Path) -> "subprocess.Popen[bytes]":
+    with (folder.parent / "console.log").open("ab") as told:
+        return subprocess.Popen(
+            [*COMMAND, *overrides, f"hydra.run.dir={folder}"],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=told,
+            stderr=told,
+        )
+
+
+def killed_and_typed_again(overrides: list[str], folder: Path, longest_s: float, draw: Random) -> str | None:
+    """What is wrong with the second command's end; None if nothing is."""
+    process = type_in(overrides, folder)
+    try:
+        process.wait(draw.random() * longest_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    status = type_in(overrides, folder).wait()
+    return f"status {status}: {(folder.parent / 'console.log').read_text()[-2000:]}" if status else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    kinds = KINDS if metafunc.config.getoption("--faults") == "all" else KINDS[:1]
+    metafunc.parametrize("kind", kinds, ids=[kind[0] for kind in kinds])
+
+
+def test_a_killed_command_typed_again_ends_as_one_that_was_not(
+    quick: list[str], tmp_path: Path, campaign: CampaignMaker, kind: list[str]
+) -> None:
+    overrides = [*quick, f"train.steps={STEPS}", "checkpoint.interval=3", *kind]
+    started_s = time.monotonic()
+    assert type_in(overrides, tmp_path / "whole").wait() == 0, (tmp_path / "console.log").read_text()
+    longest_s = time.monotonic() - started_s
+    with campaign("SIGKILL of the real command, typed again: exact", part=kind[0]) as tally:
+        for draw in tally.draws(few=1, every=5):
+            folder = tmp_path / f"killed {tally.tried}"
+            failure = killed_and_typed_again(overrides, folder, longest_s, draw)
+            same = failure is None and digest(folder, STEPS) == digest(tmp_path / "whole", STEPS)
+            tally.note(failure if failure or same else f"{folder} ends differently")
+            shutil.rmtree(folder, ignore_errors=True)
