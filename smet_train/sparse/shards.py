@@ -6,6 +6,7 @@ given where nothing is split, and imports nothing for it.
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -55,6 +56,11 @@ def held_range(n: int, like: Tensor) -> range:
     length = -(-n // mesh.size())
     first = min(mesh.get_local_rank() * length, n)
     return range(first, min(first + length, n))
+
+
+def first_element(tensor: Tensor) -> int:
+    """How many elements of ``tensor`` lie before those that this process holds."""
+    return held_range(tensor.shape[0], tensor).start * prod(tensor.shape[1:]) if is_sharded(tensor) else 0
 
 
 def split_as(everything: Tensor, like: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from smet_train.errors import LayoutError
+from smet_train.optim import SmetAdamW
 from smet_train.sparse import SparseLinear, sparsify
 from smet_train.sparse.shards import held_range, local, part_of, split_as, whole
 from smet_train.topology.exploration import Exploration, exploration_bytes
@@ -128,3 +129,31 @@ def exploration_split(processes: Processes) -> None:
 @pytest.mark.parametrize("size", [2, 3])
 def test_sites_ever_active_are_counted_over_all_processes(size: int) -> None:
     each(size, exploration_split)
+
+
+def step_in_bf16(processes: Processes) -> None:
+    mesh = init_device_mesh("cpu", (processes.size,))
+    torch.manual_seed(3)
+    shapes = (1001,), (7, 4, 4), (33, 5), (1,)
+    starts = [torch.randn(shape, dtype=torch.bfloat16) for shape in shapes]
+    gradients = [torch.randn(shape, dtype=torch.bfloat16) for shape in shapes]
+
+    def updated(parameters: list[nn.Parameter], parts: list[Tensor]) -> list[Tensor]:
+        optimizer = SmetAdamW([{"params": parameters, "topology_moves": True}], lr=1e-2, weight_decay=0.1)
+        for _ in range(3):
+            for parameter, gradient in zip(parameters, parts, strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+        return [whole(local(parameter.detach()), parameter) for parameter in parameters]
+
+    alone = updated([nn.Parameter(start.clone()) for start in starts], gradients)
+    split = [distribute_tensor(start, mesh, [Shard(0)], src_data_rank=None) for start in starts]
+    parts = [distribute_tensor(gradient, mesh, [Shard(0)], src_data_rank=None) for gradient in gradients]
+    several = updated([nn.Parameter(start) for start in split], parts)
+    assert all(torch.equal(one, other) for one, other in zip(alone, several, strict=True))
+    assert not all(torch.equal(one, start) for one, start in zip(alone, starts, strict=True))
+
+
+def test_a_step_in_bf16_rounds_as_one_process_does() -> None:
+    each(2, step_in_bf16)
+    each(4, step_in_bf16)
