@@ -20,6 +20,7 @@ from smet_train.sparse import SparseLinear
 from smet_train.sparse.ledger import count_parameters
 from smet_train.sparse_model import Backends, build_sparse_model, named_tokenizer
 from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
+from smet_train.topology.exploration import Exploration
 from smet_train.tracking.jsonl import JsonlSink, NoMetrics
 from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.spikes import SpikeMeter
@@ -70,8 +71,15 @@ def build_topology(
     densities: dict[str, float],
     optimizer: SmetAdamW,
     processes: Processes = ALONE,
+    exploration: Exploration | None = None,
 ) -> TopologyUpdater:
-    """The updater of the sparse layers; it never moves them if there are none or ``topology.enabled=false``."""
+    """The updater of the sparse layers; it never moves them if there are none or ``topology.enabled=false``.
+
+    Args:
+        exploration: of :func:`build_exploration`, made before the layers were split over ``processes``.
+    """
+    if exploration is not None:
+        exploration.split(layers)
     return TopologyUpdater(
         layers,
         optimizer,
@@ -79,13 +87,19 @@ def build_topology(
         config.seed,
         rules=build_rules(config),
         targets=densities,
-        explore=config.tracking.exploration,
+        exploration=exploration,
         probe_micro_batches=probe_micro_batches(config),
         processes=processes.size,
         add_up=processes.add_up,
         gather=processes.whole,
         check_invariants=config.debug.check_invariants,
     )
+
+
+def build_exploration(config: Config, layers: dict[str, SparseLinear]) -> Exploration | None:
+    """The sites that are active at first in ``layers``, which are whole; None if nothing is told of them or moves."""
+    moves = config.topology.enabled and config.topology.grow.name != "nothing"
+    return Exploration(layers) if config.tracking.exploration and layers and moves else None
 
 
 def build_topology_schedule(config: Config) -> TopologySchedule | None:
@@ -206,6 +220,7 @@ def build_run(
     pretrained = None if restores or config.model.init_from is None else open_pretrained(config)
     model, densities = build_sparse_model(config, data.tokenizer, device, backends, pretrained)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+    exploration = build_exploration(config, layers)
     loss = build_loss(config, model, processes)
     optimizer = build_optimizer(config, model, densities)
     validation, probe = split_probe(config, data.validation)
@@ -241,11 +256,11 @@ def build_run(
             min_ratio=config.optimizer.min_lr_ratio,
             decay_fraction=config.optimizer.decay_fraction,
         ),
-        topology=build_topology(config, layers, densities, optimizer, processes),
+        topology=build_topology(config, layers, densities, optimizer, processes, exploration),
         batches=data.batches,
         validation=validation,
         spikes=build_spikes(config, model, probe, processes, loss if isinstance(loss, ShardedGradients) else None),
-        topology_map=TopologyMap(layers, config.tracking.map_layer),
+        topology_map=TopologyMap(layers, config.tracking.map_layer, processes.whole),
         tracker=Tracker(metrics),
         metrics=metrics,
         throughput=Throughput(),

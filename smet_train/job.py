@@ -160,7 +160,7 @@ def _train(
                 run.planned = {}  # of a process that holds everything
         try:
             start(run, config, checkpoint, changes)
-            check_same_start(processes, run.model)
+            check_same_start(processes, run.model, {} if run.sharded is None else run.sharded.before_split)
             if back is not None:
                 run.batches.load_state_dict(back.position)
                 run.guard.load_state_dict(back.guard)

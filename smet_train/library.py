@@ -83,7 +83,7 @@ class SparseTraining:
         )
         self.optimizer = SmetAdamW(groups, lr=lr, seed=seed, **adam)
         schedule = TopologySchedule(interval, drop_fraction, final_drop_fraction, "cosine", 1.0, total_steps)
-        self.topology = TopologyUpdater(self.layers, self.optimizer, schedule, seed, rules=rules, explore=False)
+        self.topology = TopologyUpdater(self.layers, self.optimizer, schedule, seed, rules=rules)
 
     def after_step(self, backward: Backward | Sequence[Backward] = ()) -> dict[str, Any]:
         """Count an optimizer step, and move the topology if it is due.

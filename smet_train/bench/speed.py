@@ -19,7 +19,7 @@ from smet_train.bench.plots import plot_lines
 from smet_train.bench.result import Bar, write_result
 from smet_train.bench.settings import SpeedBench
 from smet_train.bench.timing import interleaved_seconds, medians
-from smet_train.build import build_optimizer, build_topology
+from smet_train.build import build_exploration, build_optimizer, build_topology
 from smet_train.config.schema import Config
 from smet_train.errors import SmetError
 from smet_train.optim import SmetAdamW
@@ -146,7 +146,8 @@ def start_training(config: Config) -> _Training:
     model, densities = build_sparse_model(config, vocabulary, torch.device("cpu"))
     optimizer = build_optimizer(config, model, densities)
     config.topology.interval, config.topology.drop_fraction = 1, 0.2
-    topology = build_topology(config, sparse_layers(model), densities, optimizer)
+    layers = sparse_layers(model)
+    topology = build_topology(config, layers, densities, optimizer, exploration=build_exploration(config, layers))
     shape = (config.train.micro_batch_size, config.data.sequence_tokens + 1)
     batch = torch.randint(0, vocabulary.vocab_size, shape)
     return _Training(model, optimizer, topology, batch, config.train.precision.name)

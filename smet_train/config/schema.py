@@ -307,7 +307,7 @@ class TrainConfig:
         at_most=1024,
     )
     parallel: Parallel = setting(
-        "what each process holds: ddp = all; fsdp = its part of values, gradients, moments and ages", Parallel.ddp
+        "what each process holds: ddp = all; fsdp = its part of weights, index and optimizer state", Parallel.ddp
     )
     precision: Precision = setting("number format of values and of computation", Precision.fp32)
     device: Device = setting("auto = the GPU where there is one", Device.auto)

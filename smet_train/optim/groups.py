@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from smet_train.sparse.ledger import sparse_layers
+from smet_train.sparse.ledger import sparse_layers, trained_parameters
 
 
 def lr_density_scale(rule: str, density: float) -> float:
@@ -51,7 +51,7 @@ def parameter_groups(
         for density, values in by_density.items()
     ]
     taken = {id(parameter) for group in groups for parameter in group["params"]}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+    rest = [parameter for parameter in trained_parameters(model) if id(parameter) not in taken]
     outer = embedding_parameters(model)
     embeddings = [parameter for parameter in rest if id(parameter) in outer]
     matrices = [parameter for parameter in rest if parameter.dim() >= 2 and id(parameter) not in outer]

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from smet_train.errors import CheckpointError, ConfigError
 from smet_train.optim.fp8 import EXPONENT, LEAST_VALUES, Fp8, moment
 from smet_train.optim.update import update
-from smet_train.sparse.sampling import stream_key
-from smet_train.sparse.shards import Gather, local, part_of, whole, whole_shape
+from smet_train.sparse.sampling import key_from, stream_key
+from smet_train.sparse.shards import Gather, first_element, local, part_of, whole, whole_shape
 
 MAX_AGE = 255
 _KEPT_TABLES = 8  # more than there are kinds of parameters in one step
@@ -47,7 +47,8 @@ class SmetAdamW(torch.optim.Optimizer):
     parameters of less than 4096 values or in fp64; ``age`` (uint8, one a slot) where needed; ``step`` and
     ``moved_steps`` (steps of the latest topology updates, newest first) as plain integers. Parameters in bf16, and
     moments in 8 bits, are rounded stochastically, from a key of (seed, position in the groups, step), so that updates
-    smaller than their spacing are not lost. ``moments`` is a group key too.
+    smaller than their spacing are not lost; of a parameter that is split over processes, each rounds its part of a
+    parameter in bf16 as one would that had all of it. ``moments`` is a group key too.
 
     Raises:
         ConfigError: if lr, eps, a beta, weight_decay or regrow_warmup_steps is out of range, or moments unknown.
@@ -143,7 +144,9 @@ class SmetAdamW(torch.optim.Optimizer):
         lr = group["lr"] * group["lr_scale"]
         m, v = moment(state, "exp_avg"), moment(state, "exp_avg_sq")
         table = self._table(state, group, _moment_dtype(parameter))
-        rounds = parameter.dtype == torch.bfloat16 or isinstance(m, Fp8)
+        key = 0
+        if parameter.dtype == torch.bfloat16 or isinstance(m, Fp8):
+            key = stream_key(self.seed, stream, state["step"], "stochastic rounding")
         update(
             local(parameter),
             local(parameter.grad),
@@ -152,7 +155,7 @@ class SmetAdamW(torch.optim.Optimizer):
             state["age"] if len(table) > 1 else None,
             table,
             (1 - beta1, beta2, 1 - beta2, group["eps"], -lr, -lr * group["weight_decay"]),
-            stream_key(self.seed, stream, state["step"], "stochastic rounding") if rounds else 0,
+            key_from(key, first_element(parameter)),
         )
 
     def _table(self, state: dict[str, Any], group: Mapping[str, Any], dtype: torch.dtype) -> Tensor:

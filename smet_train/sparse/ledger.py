@@ -33,9 +33,15 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
 
 
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of ``model``, tied ones once, without indices: an index that is split over processes is held as a
+    parameter of whole numbers (:meth:`SparseLinear.index_as_parameter`)."""
+    return [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+
+
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(active, dense-equivalent) number of parameters; a tied weight counts once."""
-    active = sum(parameter.numel() for parameter in model.parameters())
+    active = sum(parameter.numel() for parameter in trained_parameters(model))
     extra = sum(layer.layout.weights - layer.layout.n_values for layer in sparse_layers(model).values())
     return active, active + extra
 
@@ -61,7 +67,7 @@ def measure(model: nn.Module, optimizer: torch.optim.Optimizer, *, fused: bool =
     layers = sparse_layers(model).values()
     values = [layer.values for layer in layers]
     sparse_ids = {id(parameter) for parameter in values}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in sparse_ids]
+    rest = [parameter for parameter in trained_parameters(model) if id(parameter) not in sparse_ids]
     dense_values = sum(_dense_bytes(layer) for layer in layers)
     moments = [_state_bytes(optimizer, parameter, ages=False) for parameter in values]
     dense_moments = sum(

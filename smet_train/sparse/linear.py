@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smet_train.errors import LayoutError
 from smet_train.sparse.backends import Backend, get_backend
 from smet_train.sparse.dense import scatter_dense
 from smet_train.sparse.index import pack, unpack
 from smet_train.sparse.layout import Layout
+from smet_train.sparse.shards import is_sharded
 
 
 class SparseLinear(nn.Module):
@@ -58,7 +60,16 @@ class SparseLinear(nn.Module):
 
     @property
     def index(self) -> Tensor:
-        """The active sites, ascending, shape (K,): a fresh tensor."""
+        """The active sites, ascending, shape (K,): a fresh tensor.
+
+        Raises:
+            LayoutError: if the index is split over processes and not gathered, so that this one has a part of it.
+        """
+        if is_sharded(self.packed_index):
+            raise LayoutError(
+                "the index of this layer is split over the processes of the run; read it in the forward or backward "
+                "pass, or inside smet_train.topology.whole.made_whole"
+            )
         return unpack(self.packed_index, self.layout)
 
     @torch.no_grad()
@@ -70,6 +81,14 @@ class SparseLinear(nn.Module):
     def topology_changed(self) -> None:
         """Forget what was worked out for the old index."""
         self._plan = None
+
+    def index_as_parameter(self) -> None:
+        """Hold the packed index as a parameter that is not trained, under its name: what splits parameters over
+        processes, and gathers them for a pass, then does so with the index."""
+        packed = self.packed_index
+        del self.packed_index
+        self.packed_index = nn.Parameter(packed, requires_grad=False)
+        self.topology_changed()
 
     @torch.no_grad()
     def shrink(self, keep_K: Tensor) -> None:
@@ -93,8 +112,11 @@ class SparseLinear(nn.Module):
 
     def forward(self, x_NI: Tensor) -> Tensor:
         """(..., I) -> (..., O). Under autocast the product runs in autocast's dtype, as ``nn.Linear``'s does."""
-        if self._plan is None:
-            self._plan = self.backend.plan(self.packed_index, self.layout)
+        plan = self._plan
+        if plan is None:
+            plan = self.backend.plan(self.packed_index, self.layout)
+            if "packed_index" in self._buffers:  # a parameter's memory is there in this pass alone
+                self._plan = plan
         values_K: Tensor = self.values
         bias_O: Tensor | None = self.bias
         device_type = x_NI.device.type
@@ -102,7 +124,7 @@ class SparseLinear(nn.Module):
             dtype = torch.get_autocast_dtype(device_type)
             x_NI, values_K = x_NI.to(dtype), values_K.to(dtype)
             bias_O = None if bias_O is None else bias_O.to(dtype)
-        y_NO = self.backend.matmul(x_NI, values_K, self._plan)
+        y_NO = self.backend.matmul(x_NI, values_K, plan)
         return y_NO if bias_O is None else y_NO + bias_O
 
     @torch.no_grad()

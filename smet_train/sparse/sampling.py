@@ -42,6 +42,15 @@ def random_bits(n: int, key: int, device: torch.device | str = "cpu", start: int
     return _mix(counter_N * _GOLDEN + key)
 
 
+def key_from(key: int, start: int) -> int:
+    """The key whose bits from position 0 on are those of ``key`` from ``start`` on: of a part of a tensor.
+
+    It is that of the same 64 bits which torch and numba take for a whole number: a signed one.
+    """
+    moved = (key + start * _GOLDEN) % (1 << 64)
+    return moved - (1 << 64) if moved >> 63 else moved
+
+
 def _permute(x: Tensor, half_bits: int, round_keys: list[int]) -> Tensor:
     mask = (1 << half_bits) - 1
     left, right = x >> half_bits, x & mask

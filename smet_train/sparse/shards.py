@@ -6,6 +6,7 @@ given where nothing is split, and imports nothing for it.
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -39,10 +40,39 @@ def whole(part: Tensor, like: Tensor) -> Tensor:
         return part
     from torch.distributed.tensor import DTensor
 
+    if part.dtype == torch.int16:  # which neither gloo nor NCCL knows: as two bytes behind the first dimension
+        return whole(part.unsqueeze(-1).view(torch.uint8), like).view(torch.int16).squeeze(-1)
     mesh, placements = _split(like)
     shape = whole_shape(part, like)
     strides = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=strides).full_tensor()
+
+
+def held_range(n: int, like: Tensor) -> range:
+    """Of ``n`` positions those that this process holds, split as ``like`` is."""
+    if not is_sharded(like):
+        return range(n)
+    mesh, _ = _split(like)
+    length = -(-n // mesh.size())
+    first = min(mesh.get_local_rank() * length, n)
+    return range(first, min(first + length, n))
+
+
+def first_element(tensor: Tensor) -> int:
+    """How many elements of ``tensor`` lie before those that this process holds."""
+    return held_range(tensor.shape[0], tensor).start * prod(tensor.shape[1:]) if is_sharded(tensor) else 0
+
+
+def split_as(everything: Tensor, like: Tensor) -> Tensor:
+    """``everything`` as a DTensor that is split over the processes of ``like``, and shares no memory with it."""
+    if not is_sharded(like):
+        return everything
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = _split(like)
+    shape, strides = everything.shape, everything.stride()
+    part = part_of(everything, like).clone()
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=strides)
 
 
 def part_of(everything: Tensor, like: Tensor) -> Tensor:

@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 Backward = Callable[[], Any]
 
 
+def _nothing(name: str, layer: SparseLinear) -> None:
+    """Nobody watches."""
+
+
 def move_count(layout: Layout, drop_fraction: float) -> int:
     """How many values an update moves: floor(zeta * K), or as many as there are inactive sites (SMET, section 3)."""
     return min(int(drop_fraction * layout.n_active), layout.n_inactive)
@@ -89,7 +93,7 @@ class TopologyUpdater:
 
     Args:
         targets: final density of each layer, where ``rules.prunes``.
-        explore: keep a bit for every site, to tell how many were ever active.
+        exploration: of ``layers``, to tell how many sites were ever active; None = it is not told.
         probe_micro_batches: how many micro-batches an update that looks at gradients looks at; for :meth:`ledger`.
         processes: how many processes share them evenly; each is given its own.
         add_up: replaces a tensor by its sum over ``processes``.
@@ -105,7 +109,7 @@ class TopologyUpdater:
         *,
         rules: MoveRules | None = None,
         targets: Mapping[str, float] | None = None,
-        explore: bool = True,
+        exploration: Exploration | None = None,
         probe_micro_batches: int = 1,
         processes: int = 1,
         add_up: AddUp = lambda _: None,
@@ -119,8 +123,7 @@ class TopologyUpdater:
         self.rules = rules or MoveRules()
         self.targets = targets or {}
         self.check_invariants = check_invariants
-        explores = explore and schedule is not None and not self.rules.prunes
-        self.exploration = Exploration(layers) if explores else None
+        self.exploration = exploration
         self.last_step = 0
         self.probe_micro_batches = probe_micro_batches
         self._processes, self._add_up, self._gather = processes, add_up, gather
@@ -130,12 +133,15 @@ class TopologyUpdater:
         """Whether the topology must move after ``step`` and has not done so yet."""
         return self.schedule is not None and self.schedule.due(step) and step > self.last_step
 
-    def step(self, step: int, backward: Sequence[Backward] = ()) -> dict[str, Any]:
+    def step(
+        self, step: int, backward: Sequence[Backward] = (), watch: Callable[[str, SparseLinear], object] = _nothing
+    ) -> dict[str, Any]:
         """Move the topology if it is due after optimizer step ``step``.
 
         Args:
             backward: one callable a micro-batch, which computes its loss and calls ``backward()``; needed if
                 ``rules.needs_gradient``.
+            watch: called with the name and each layer when it has moved and is whole, wherever it is held.
 
         Returns:
             What happened: ``dropped`` and ``grown`` (values over all layers), ``density``, ``drop_fraction``,
@@ -146,7 +152,7 @@ class TopologyUpdater:
         if self.schedule is None or not self.due(step):
             return {}
         if self.rules.prunes:
-            return self._prune(self.schedule, step)
+            return self._prune(self.schedule, step, watch)
         fraction = self.schedule.fraction(step)
         counts = {name: self._count(name, layer, fraction) for name, layer in self.layers.items()}
         probed = self._probe(counts, backward)
@@ -164,6 +170,9 @@ class TopologyUpdater:
                     kept_young += int(newest[move.source_K[~move.grown_K]].sum())
                 self._apply(name, layer, move, step)
                 ages.add(self.optimizer.state[layer.values], step)
+                watch(name, layer)
+        if self.exploration is not None:
+            self.exploration.settle(self._add_up)
         self.last_step = step
         moved = sum(count * _slot_size(self.layers[name].layout) for name, count in counts.items())
         return {
@@ -177,7 +186,9 @@ class TopologyUpdater:
         }
 
     @torch.no_grad()
-    def _prune(self, schedule: TopologySchedule, step: int) -> dict[str, Any]:
+    def _prune(
+        self, schedule: TopologySchedule, step: int, watch: Callable[[str, SparseLinear], object]
+    ) -> dict[str, Any]:
         """Drop what the cubic schedule takes and grow nothing."""
         before = self._active_values()
         for name, layer in self.layers.items():
@@ -185,6 +196,7 @@ class TopologyUpdater:
             left = Layout.from_density(layer.out_features, layer.in_features, density, layer.layout.block).n_active
             n_drop = max(0, layer.layout.n_active - left)
             apply_shrink(name, layer, keep_highest(self._scores(name, layer, step, None), n_drop), self.optimizer)
+            watch(name, layer)
         self.last_step = step
         active = self._active_values()
         return {
@@ -300,6 +312,4 @@ class TopologyUpdater:
         held = self.exploration.bits
         if held.keys() != tensors.keys() or any(held[name].shape != tensors[name].shape for name in held):
             raise CheckpointError("the checkpoint's topology is of other layers; resume with the run's own settings")
-        for name, bits in held.items():
-            bits.copy_(tensors[name])
-        self.exploration.ever_active = int(state["ever_active"])
+        self.exploration.load(tensors, int(state["ever_active"]))

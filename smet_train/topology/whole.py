@@ -1,5 +1,5 @@
-"""A layer whose slots are split over processes, made whole for a topology update: what is chosen is what one process
-would choose."""
+"""A layer that is split over processes, made whole for a topology update: what is chosen is what one process would
+choose."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,27 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smet_train.sparse.index import unpack
 from smet_train.sparse.linear import SparseLinear
 from smet_train.sparse.shards import Gather, is_sharded, local, part_of
 
 
 @contextmanager
 def made_whole(layer: SparseLinear, optimizer: torch.optim.Optimizer, gather: Gather) -> Iterator[None]:
-    """Inside, ``layer.values`` and their optimizer state are those of all slots, in every process; afterwards each
-    process has its slots of what has become of them. Nothing happens to a layer that is whole."""
+    """Inside, ``layer.values``, their optimizer state and the index are whole in every process; afterwards each has its
+    part of what has become of them. Nothing happens to a layer that is whole."""
     if not is_sharded(layer.values):
         yield
         return
-    split, state = layer.values, optimizer.state[layer.values]
+    split, state, split_index = layer.values, optimizer.state[layer.values], layer.packed_index
     values = nn.Parameter(gather(local(split.detach()), split))
     optimizer.state[values] = {key: gather(held, split) if _per_slot(held) else held for key, held in state.items()}
-    layer.values = values
+    index = nn.Parameter(gather(local(split_index), split_index), requires_grad=False)
+    layer.values, layer.packed_index = values, index
     try:
         yield
     finally:
-        layer.values = split
+        layer.values, layer.packed_index = split, split_index
+        layer.topology_changed()
         moved = optimizer.state.pop(values)
     with torch.no_grad():
+        local(split_index).copy_(part_of(index, split_index))
         local(split).copy_(part_of(values.detach(), split))
         for key, held in moved.items():
             if _per_slot(held):
@@ -36,6 +40,11 @@ def made_whole(layer: SparseLinear, optimizer: torch.optim.Optimizer, gather: Ga
             else:
                 state[key] = held
     split.grad = None
+
+
+def whole_index(layer: SparseLinear, gather: Gather) -> Tensor:
+    """The active sites of ``layer``, ascending; all processes take part if they are split over them."""
+    return unpack(gather(local(layer.packed_index), layer.packed_index), layer.layout)
 
 
 def _per_slot(held: Any) -> bool:

@@ -11,6 +11,8 @@ from torch import Tensor
 from smet_train.errors import ConfigError
 from smet_train.sparse.layout import Layout
 from smet_train.sparse.linear import SparseLinear
+from smet_train.sparse.shards import Gather, whole
+from smet_train.topology.whole import whole_index
 
 BINS = 32
 _DIGITS = 3  # a bin of a real layer has hundreds of sites
@@ -19,11 +21,15 @@ _DIGITS = 3  # a bin of a real layer has hundreds of sites
 class TopologyMap:
     """Watches the first of ``layers`` whose name matches the glob ``pattern``; none if it is None or nothing is sparse.
 
+    Args:
+        gather: makes whole what is split over processes.
+
     Raises:
         ConfigError: if there are sparse layers and none matches.
     """
 
-    def __init__(self, layers: Mapping[str, SparseLinear], pattern: str | None) -> None:
+    def __init__(self, layers: Mapping[str, SparseLinear], pattern: str | None, gather: Gather = whole) -> None:
+        self._gather = gather
         self._layer: tuple[str, SparseLinear] | None = None
         if pattern is None or not layers:
             return
@@ -37,11 +43,11 @@ class TopologyMap:
         self._layer = name, layers[name]
 
     def events(self, step: int) -> list[dict[str, Any]]:
-        """The layer's grid as it is after ``step``; no event if no layer is watched."""
+        """The layer's grid as it is after ``step``; no event if no layer is watched. All processes take part."""
         if self._layer is None:
             return []
         name, layer = self._layer
-        grid = active_fractions(layer.index, layer.layout).tolist()
+        grid = active_fractions(whole_index(layer, self._gather), layer.layout).tolist()
         return [
             {
                 "event": "topology_map",

@@ -12,25 +12,46 @@ from smet_train.sparse.shards import is_sharded
 from smet_train.train.processes import Processes
 
 
-def check_same_topology(processes: Processes, layers: Mapping[str, SparseLinear], step: int) -> None:
-    """Compare a hash of every index with that of the leading process.
+class SameTopology:
+    """Whether all processes have chosen the same sites in an update.
 
-    Raises:
-        TrainingError: in all processes, if one has another index; the message names the layer and the process.
+    Each index is hashed when its layer is whole: afterwards, where layers are split, each process holds its part of
+    what it has chosen itself. A process alone hashes nothing.
     """
-    _check(processes, {name: layer.index for name, layer in layers.items()}, f"after step {step}: layer")
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._digests: dict[str, int] = {}
+
+    def look(self, name: str, layer: SparseLinear) -> None:
+        """Note the index of a layer that has moved."""
+        if self._processes.size > 1:
+            self._digests[name] = _digest(layer.index)
+
+    def check(self, step: int) -> None:
+        """Compare what was noted with what the leading process has noted.
+
+        Raises:
+            TrainingError: in all processes, if one has another index; the message names the layer and the process.
+        """
+        _check(self._processes, self._digests, f"after step {step}: layer")
 
 
-def check_same_start(processes: Processes, model: nn.Module) -> None:
+def digests(model: nn.Module) -> dict[str, int]:
+    """A hash of each tensor of ``model`` that is not split over processes: no two of them hold the same of others."""
+    return {name: _digest(tensor) for name, tensor in model.state_dict().items() if not is_sharded(tensor)}
+
+
+def check_same_start(processes: Processes, model: nn.Module, before_split: Mapping[str, int]) -> None:
     """Compare a hash of all tensors of ``model`` with that of the leading process.
 
-    What is split over the processes is left out: no two of them hold the same of it.
+    Args:
+        before_split: :func:`digests` of a model that was split since then.
 
     Raises:
         TrainingError: in all processes, if one differs; the message names the tensor and the process.
     """
-    held = {name: tensor for name, tensor in model.state_dict().items() if not is_sharded(tensor)}
-    _check(processes, held, "at the start: tensor")
+    _check(processes, {**before_split, **(digests(model) if processes.size > 1 else {})}, "at the start: tensor")
 
 
 def _digest(tensor: Tensor) -> int:
@@ -40,15 +61,15 @@ def _digest(tensor: Tensor) -> int:
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
-def _check(processes: Processes, held: Mapping[str, Tensor], where: str) -> None:
+def _check(processes: Processes, digests: Mapping[str, int], where: str) -> None:
     if processes.size == 1:
         return
-    every = processes.gathered(torch.tensor([_digest(tensor) for tensor in held.values()], dtype=torch.int64))
+    every = processes.gathered(torch.tensor(list(digests.values()), dtype=torch.int64))
     differs = (every != every[0]).nonzero().tolist()
     if differs:
         process, place = differs[0]
         raise TrainingError(
-            f"{where} {list(held)[place]} of process {process} is not that of process 0 ({len(differs)} differ in "
+            f"{where} {list(digests)[place]} of process {process} is not that of process 0 ({len(differs)} differ in "
             "all). All processes must run the same versions of torch and smet-train, on the same kind of machine; the "
             "same command goes on from the newest checkpoint",
             exit_status=1,

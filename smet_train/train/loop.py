@@ -14,7 +14,7 @@ from smet_train.errors import DataError, SmetError
 from smet_train.sparse.ledger import count_parameters, measure
 from smet_train.sparse.shards import is_sharded
 from smet_train.tracking.resources import memory_use
-from smet_train.train.agreement import check_same_topology
+from smet_train.train.agreement import SameTopology
 from smet_train.train.checkpoint import checkpoint_path
 from smet_train.train.evaluate import Interrupted, mean_loss, perplexity
 from smet_train.train.guard import RollBack, first_not_finite
@@ -218,9 +218,10 @@ def move_topology(run: Run) -> None:
     run.processes.sent_bytes = 0
     with run.throughput.paused():
         probe_baseline = run.spikes.probe_baseline()
-        moved = run.topology.step(run.state.step, probe_batches(run))
+        same = SameTopology(run.processes)
+        moved = run.topology.step(run.state.step, probe_batches(run), same.look)
         run.optimizer.zero_grad(set_to_none=True)  # the probe leaves gradients of what is dense
-        check_same_topology(run.processes, run.topology.layers, run.state.step)
+        same.check(run.state.step)
         if run.topology.rules.prunes:
             run.loss.renew()
     report(run, run.spikes.topology_moved(run.state.step, probe_baseline))

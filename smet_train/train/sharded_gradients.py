@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from smet_train.sparse.ledger import sparse_layers
+from smet_train.train.agreement import digests
 from smet_train.train.processes import Processes, lost_process_told
 from smet_train.train.step import TokenLoss
 
@@ -17,14 +19,21 @@ class ShardedGradients:
 
     Each block of the model is whole while it is computed, and the parameters outside of blocks from the beginning of
     the forward pass to the end of the backward pass; else a process holds its part of the slots of each parameter,
-    which is a DTensor then. Methods are as those of :class:`smet_train.train.shared_gradients.SharedGradients`; a call
-    outside of the training step is one of all processes too.
+    which is a DTensor then. Indices are split and gathered with the parameters. Methods are as those of
+    :class:`smet_train.train.shared_gradients.SharedGradients`; a call outside of the training step is one of all
+    processes too.
 
     Args:
         model: with all its parameters, the same in all processes.
+
+    Attributes:
+        before_split: :func:`smet_train.train.agreement.digests` of ``model``, for a comparison over the processes.
     """
 
     def __init__(self, processes: Processes, model: nn.Module, precision: str) -> None:
+        self.before_split = digests(model)
+        for layer in sparse_layers(model).values():
+            layer.index_as_parameter()
         root = TokenLoss(model, precision)
         mesh = init_device_mesh(next(model.parameters()).device.type, (processes.size,))
         for module in [*blocks(model), root]:

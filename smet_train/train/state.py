@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from smet_train import __version__
 from smet_train.errors import CheckpointError
+from smet_train.sparse.index import unpack
 from smet_train.sparse.ledger import sparse_layers
 from smet_train.sparse.shards import is_sharded, local, part_of
 from smet_train.train.checkpoint import Snapshot
@@ -43,8 +44,8 @@ def restore_model(model: nn.Module, saved: dict[str, Tensor] | Any) -> None:
                 f"there, {tuple(tensor.shape)} of {tensor.dtype} here"
             )
         local(tensor).copy_(part_of(saved[name], tensor))
-    for layer in sparse_layers(model).values():
-        layer.layout.validate_index(layer.index)
+    for name, layer in sparse_layers(model).items():
+        layer.layout.validate_index(unpack(saved[f"{name}.packed_index"], layer.layout))
         layer.topology_changed()
 
 
@@ -87,7 +88,7 @@ def capture(run: Run) -> Snapshot:
             "model": {name: gather(local(tensor), tensor) for name, tensor in model_tensors(run.model).items()},
             "optimizer": optimizer_tensors,
             "random": random_state(run.device),
-            "topology": run.topology.tensors(),
+            "topology": {name: gather(local(bits), bits) for name, bits in run.topology.tensors().items()},
         },
         plain={
             "version": __version__,

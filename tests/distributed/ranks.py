@@ -3,7 +3,7 @@
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,6 +17,7 @@ from smet_train.config.schema import Config
 from smet_train.tracking.jsonl import read_events
 from smet_train.train import loop
 from smet_train.train.checkpoint import load_checkpoint
+from smet_train.train.processes import Processes, joined
 from smet_train.train.run import Run
 from tests.faults import trials
 from tests.faults.trials import Hook
@@ -64,6 +65,22 @@ def train(config: Config, folder: Path, size: int, *hooks: Hook) -> None:
     """Train with ``size`` processes, as one of none if that is 1; it must end well."""
     statuses = [trials.run(config, folder, *hooks)] if size == 1 else end(start(config, folder, size, *hooks))
     assert not any(statuses), said(folder)
+
+
+def each(size: int, check: Callable[[Processes], None]) -> None:
+    """``check``, a function of a module, in ``size`` processes that know each other; it must end well in all."""
+    port = free_port()
+    children = [trials.context.Process(target=_joined, args=(rank, size, port, check)) for rank in range(size)]
+    for child in children:
+        child.start()
+    assert not any(end(children))
+
+
+def _joined(rank: int, size: int, port: int, check: Callable[[Processes], None]) -> None:
+    become(rank, size, port)
+    torch.set_num_threads(1)
+    with joined("cpu", size, 1) as processes:
+        check(processes)
 
 
 def said(folder: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smet_train import ranks
+from smet_train import build, ranks
 from smet_train.config.schema import Config
 from smet_train.config.validate import check_processes
 from smet_train.errors import ConfigError, DataError
@@ -109,15 +109,51 @@ def other_weights() -> None:
     """Another embedding in this process."""
     check = agreement.check_same_start
 
-    def disturbed(group: processes.Processes, model: torch.nn.Module) -> None:
+    def disturbed(group: processes.Processes, model: torch.nn.Module, before_split: dict[str, int]) -> None:
         next(model.parameters()).detach().add_(1e-3)
-        check(group, model)
+        check(group, model, before_split)
 
     patched("smet_train.job.check_same_start", disturbed)
 
 
 def test_another_start_in_one_process_ends_the_run(quick_config: QuickConfig, tmp_path: Path) -> None:
     assert end(start(quick_config("train.micro_batch_size=1"), tmp_path, 2, of={1: other_weights})) == [1, 1]
+    assert "at the start: tensor model.embed_tokens.weight of process 1 is not that of process 0" in said(tmp_path)
+
+
+def other_sites(step: int) -> None:
+    """Other sites are grown in this process after ``step``."""
+    move = loop.move_topology
+
+    def moved(run: Run) -> None:
+        run.topology.seed += run.state.step == step
+        move(run)
+
+    patched("smet_train.train.loop.move_topology", moved)
+
+
+def test_another_choice_for_a_sharded_layer_ends_the_run(quick_config: QuickConfig, tmp_path: Path) -> None:
+    """Though each process holds but a part of what it has chosen."""
+    config = quick_config("train.micro_batch_size=1", "train.parallel=fsdp")
+    assert end(start(config, tmp_path, 2, of={1: partial(other_sites, 4)})) == [1, 1]
+    text = said(tmp_path)
+    assert "after step 4: layer model.layers.0.self_attn.q_proj of process 1 is not that of process 0" in text
+
+
+def other_weights_before_the_split() -> None:
+    """Another embedding in this process."""
+    build_loss = build.build_loss
+
+    def disturbed(config: Config, model: torch.nn.Module, group: processes.Processes) -> object:
+        next(model.parameters()).detach().add_(1e-3)
+        return build_loss(config, model, group)
+
+    patched("smet_train.build.build_loss", disturbed)
+
+
+def test_another_start_of_a_sharded_model_ends_the_run(quick_config: QuickConfig, tmp_path: Path) -> None:
+    config = quick_config("train.micro_batch_size=1", "train.parallel=fsdp")
+    assert end(start(config, tmp_path, 2, of={1: other_weights_before_the_split})) == [1, 1]
     assert "at the start: tensor model.embed_tokens.weight of process 1 is not that of process 0" in said(tmp_path)
 
 

@@ -32,13 +32,13 @@ _LONGEST_S = 120
 # What a child does before it trains: patch something. Pickled, so a function of a module.
 Hook = Callable[[], None]
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.faults.warm"])
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["tests.faults.warm"])
 
 
 def start(config: Config, folder: Path, *hooks: Hook) -> BaseProcess:
     """Train ``config`` in ``folder`` as the command line would, in a child, its output in console.log."""
-    process = _context.Process(target=_child, args=(config, folder, hooks))
+    process = context.Process(target=_child, args=(config, folder, hooks))
     process.start()
     return process
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from smet_train.optim import SmetAdamW
 from smet_train.optim import update as update_module
 from smet_train.optim.update import adamw_, update, update_by_torch
+from smet_train.sparse.sampling import key_from
 
 CONSTANTS = (0.1, 0.99, 0.01, 1e-8, -1e-2, -1e-4)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
@@ -129,3 +130,20 @@ class TestBf16:
         SmetAdamW([p], lr=0.1).step()
         assert p[0].isnan()
         assert not p[2:].isnan().any()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_are_updated_as_the_whole_is(dtype: torch.dtype, compiled: bool) -> None:
+    """Bit for bit: the noise of bf16 is drawn by an element's place, from which the key of a part begins."""
+    torch.manual_seed(2)
+    n, by = 3000, update if compiled else update_by_torch
+    start = torch.randn(n).to(dtype), torch.randn(n).to(dtype), torch.randn(n) * 0.1, torch.rand(n)
+    age, table = torch.randint(0, 3, (n,), dtype=torch.uint8), torch.rand(3, 2) + 0.5
+    constants = 0.1, 0.999, 0.001, 1e-8, -1e-3, -1e-5
+    whole, parts = ([tensor.clone() for tensor in start] for _ in range(2))
+    by(*whole, age, table, constants, 2**63 - 5)
+    for first, last in ((0, 1013), (1013, 1014), (1014, 3000)):
+        part = [tensor[first:last] for tensor in parts]
+        by(*part, age[first:last], table, constants, key_from(2**63 - 5, first))
+    assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))

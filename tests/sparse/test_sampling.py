@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from smet_train.errors import LayoutError
 from smet_train.sparse import Layout
-from smet_train.sparse.sampling import draw_distinct, first_index, inactive_sites, random_bits, stream_key
+from smet_train.sparse.sampling import draw_distinct, first_index, inactive_sites, key_from, random_bits, stream_key
 
 
 @given(st.integers(1, 5000), st.integers(0, 2**60))
@@ -96,3 +96,11 @@ def test_on_the_meta_device_no_sites_are_drawn() -> None:
     layout.validate_index(index)
     with pytest.raises(LayoutError):
         layout.validate_index(index[:3])
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 2**40), st.integers(0, 50))
+@settings(max_examples=60, deadline=None)
+def test_the_bits_of_a_part_are_a_slice_of_the_whole(key: int, start: int, n: int) -> None:
+    assert random_bits(n, key_from(key, start)).equal(random_bits(n, key, start=start))
+    assert -(2**63) <= key_from(key, start) < 2**63
+    assert key_from(key, 0) == key

@@ -56,7 +56,15 @@ def built(rules: MoveRules | None = None, *, explore: bool = True) -> tuple[dict
     for state in optimizer.state.values():
         state["exp_avg"].fill_(1.0)
     schedule = TopologySchedule(2, 0.5, 0.5, "constant", 1.0, 100)
-    return layers, TopologyUpdater(layers, optimizer, schedule, 1, rules=rules, explore=explore, check_invariants=True)
+    return layers, TopologyUpdater(
+        layers,
+        optimizer,
+        schedule,
+        1,
+        rules=rules,
+        exploration=Exploration(layers) if explore else None,
+        check_invariants=True,
+    )
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -8,6 +8,7 @@ from smet_train.errors import LayoutError
 from smet_train.optim import SmetAdamW, parameter_groups
 from smet_train.sparse import SparseLinear, sparsify
 from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
+from smet_train.topology.exploration import Exploration
 
 
 def build(
@@ -18,7 +19,9 @@ def build(
     layers = sparsify(model, ["*"], density=density, seed=3)
     optimizer = SmetAdamW([layer.values for layer in layers.values()], topology_moves=True)
     schedule = TopologySchedule(interval, drop_fraction, drop_fraction, "constant", 1.0, 20)
-    return layers, TopologyUpdater(layers, optimizer, schedule, seed=3, check_invariants=True)
+    return layers, TopologyUpdater(
+        layers, optimizer, schedule, seed=3, exploration=Exploration(layers), check_invariants=True
+    )
 
 
 def test_ordinary_steps_change_nothing() -> None:

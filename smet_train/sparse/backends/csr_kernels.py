@@ -37,11 +37,11 @@ def compressed_rows(packed: Tensor, layout: Layout) -> tuple[Any, Any]:
     form, n = choose_form(layout), layout.n_active
     if form == "columns":
         ends = packed[n:].clone().view(torch.int32)
-        return torch.cat([ends.new_zeros(1), ends]).numpy(), packed[:n].numpy().view(np.uint16)
+        return torch.cat([ends.new_zeros(1), ends]).numpy(), array_of(packed[:n]).view(np.uint16)
     if form == "bitmap":
         starts = np.empty(layout.out_features + 1, np.int32)
         columns = np.empty(n, np.uint16 if layout.in_features <= 2**16 else np.int32)
-        rows_of_bitmap(packed.numpy(), layout.out_features, layout.in_features, starts, columns)
+        rows_of_bitmap(array_of(packed), layout.out_features, layout.in_features, starts, columns)
         return starts, columns
     sites = unpack(packed, layout)
     edges = torch.arange(layout.out_features + 1, dtype=torch.int64) * layout.in_features
