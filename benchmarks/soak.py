@@ -4,9 +4,9 @@
 
 Starts ``smet-train +experiment=demo`` with a topology update every 10 steps, evaluations and asynchronous checkpoints
 every 50, looks at the process every half second from outside, and stops it by SIGTERM. The first fifth of the time is
-left out: buffers reach their size in it. The rest is cut in four; the most memory that was seen in the last quarter is
-held against the most of the first, and the open files at its middle look against those of the first: one more is open
-while a checkpoint is written.
+left out: buffers reach their size in it. The rest is cut in four, and medians of the last quarter are held against those
+of the first: what a look meets by chance, a step's peak or a checkpoint being written, does not decide. The most memory
+that was seen in each quarter is told too.
 """
 
 import argparse
@@ -65,14 +65,21 @@ def watch(command: list[str], minutes: float) -> list[tuple[float, int, int]]:
     return seen
 
 
-def by_quarter(seen: list[tuple[float, int, int]]) -> list[tuple[int, int]]:
-    """The most resident bytes and the median of open files in each quarter of what follows the first fifth."""
+def by_quarter(seen: list[tuple[float, int, int]]) -> list[dict[str, int]]:
+    """Resident bytes, their median and most, and the median of open files, in each quarter after the first fifth."""
     settled = seen[len(seen) // 5 :]
     edges = [number * len(settled) // _QUARTERS for number in range(_QUARTERS + 1)]
-    quarters = [settled[first:last] for first, last in pairwise(edges)]
-    return [
-        (max(held for _, held, _ in part), statistics.median_high(files for _, _, files in part)) for part in quarters
-    ]
+    quarters = []
+    for first, last in pairwise(edges):
+        _, held, files = zip(*settled[first:last], strict=True)
+        quarters.append(
+            {
+                "resident_bytes": statistics.median_high(held),
+                "most_resident_bytes": max(held),
+                "open_files": statistics.median_high(files),
+            }
+        )
+    return quarters
 
 
 def main() -> None:
@@ -87,11 +94,14 @@ def main() -> None:
         seen = watch([sys.executable, "-m", "smet_train", *settings, f"hydra.run.dir={run}"], chosen.minutes)
         events = list(read_events(run / "metrics.jsonl"))
     quarters = by_quarter(seen)
-    growth = [last / first for first, last in zip(quarters[0], quarters[-1], strict=True)]
+    growth = {what: quarters[-1][what] / quarters[0][what] for what in quarters[0]}
     counts = {kind: sum(event["event"] == kind for event in events) for kind in ("train", "topology", "checkpoint")}
-    for number, (held, files) in enumerate(quarters, 1):
-        print(f"quarter {number}: at most {held / 2**20:.1f} MiB resident, {files} open files")
-    print(f"{counts}; last quarter over first: resident {growth[0]:.4f}, open files {growth[1]:.4f}")
+    for number, quarter in enumerate(quarters, 1):
+        print(
+            f"quarter {number}: {quarter['resident_bytes'] / 2**20:.1f} MiB resident, at most "
+            f"{quarter['most_resident_bytes'] / 2**20:.1f}; {quarter['open_files']} open files"
+        )
+    print(f"{counts}; last quarter over first: " + ", ".join(f"{what} {ratio:.4f}" for what, ratio in growth.items()))
     bars: list[dict[str, Any]] = [
         {
             "name": f"{what}, last quarter over first",
@@ -99,13 +109,15 @@ def main() -> None:
             "bar": LARGEST_GROWTH,
             "holds": ratio <= LARGEST_GROWTH,
         }
-        for what, ratio in zip(("resident memory", "open files"), growth, strict=True)
+        for what, ratio in growth.items()
     ]
     if chosen.out is not None:
         command = " ".join(["python benchmarks/soak.py", f"--minutes {chosen.minutes:g}", *chosen.overrides])
+        every = max(1, len(seen) // 100)
         result = {
             "benchmark": "soak", **measured_on(), "command": command, "settings": settings, "bars": bars,
-            "quarters": [{"resident_bytes": held, "open_files": files} for held, files in quarters], "counts": counts,
+            "quarters": quarters, "counts": counts,
+            "resident_mib": [[round(at_s), round(held / 2**20, 1)] for at_s, held, _ in seen[::every]],
         }  # fmt: skip
         chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

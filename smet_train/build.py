@@ -26,6 +26,7 @@ from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.spikes import SpikeMeter
 from smet_train.tracking.throughput import Throughput
 from smet_train.tracking.topology_map import TopologyMap
+from smet_train.train.agreement import digests
 from smet_train.train.checkpoint import Keep
 from smet_train.train.device import choose_device
 from smet_train.train.evaluate import mean_loss
@@ -151,7 +152,7 @@ def build_loss(
                 f"{config.topology.grow.name}, which need gradients that no process has whole; write "
                 "train.parallel=ddp"
             )
-        return ShardedGradients(processes, model, precision)
+        return ShardedGradients(processes, model, precision, digests(model))
     return SharedGradients(processes, model, precision)
 
 

@@ -19,18 +19,29 @@ from smet_train.sparse_model import explain_backends
 Compose = Callable[[list[str]], Config]
 
 
+def split_over(config: Config) -> int:
+    """How many processes share the state of a run."""
+    return config.train.processes if config.train.parallel.name == "fsdp" else 1
+
+
+def plan_part(config: Config, micro_batch_size: int | None = None) -> Plan:
+    """The plan of a process of the run: of all that it holds, be it everything or a part."""
+    return plan_run(config, micro_batch_size, split_over=split_over(config))
+
+
 def largest_micro_batch(config: Config, memory_bytes: float) -> tuple[int, int]:
     """(micro-batch size, peak bytes) of the largest divisor of the batch size whose step fits ``memory_bytes``.
 
     Raises:
         ConfigError: if not even one sequence at a time fits.
     """
-    sizes = [size for size in range(1, config.train.batch_size + 1) if config.train.batch_size % size == 0]
+    own = config.train.batch_size // split_over(config)
+    sizes = [size for size in range(1, own + 1) if own % size == 0]
     low, high = -1, len(sizes)  # sizes[low] fits, sizes[high] does not: the peak grows with the size
     peaks: dict[int, int] = {}
     while high - low > 1:
         middle = (low + high) // 2
-        peaks[middle] = plan_run(config, sizes[middle]).footprint.peak_bytes
+        peaks[middle] = plan_part(config, sizes[middle]).footprint.peak_bytes
         low, high = (middle, high) if peaks[middle] <= memory_bytes else (low, middle)
     if low < 0:
         raise ConfigError(
@@ -50,7 +61,7 @@ def print_plan(console: Console, compose: Compose, settings: PlanSettings) -> No
         SmetError: see :func:`plan_run` and :func:`largest_micro_batch`; or if densities are asked of a dense model.
     """
     config = compose([])
-    plan = plan_run(config)
+    plan = plan_part(config)
     if settings.densities and not plan.layers:
         raise ConfigError("plan.densities: every layer of this model is dense; choose a sparse method, as method=smet")
     if plan.layers:
@@ -58,13 +69,14 @@ def print_plan(console: Console, compose: Compose, settings: PlanSettings) -> No
     console.print(bytes_table([row.as_dict() for row in plan.footprint.rows]))
     for line in [*explain_backends(config, plan.layers, torch.device("cpu")), *remarks(config)]:
         console.print(line, soft_wrap=True)
-    dense = plan_run(compose(["method=dense"])) if plan.layers else plan
+    dense = plan_part(compose(["method=dense"])) if plan.layers else plan
     for line in plan_lines(config, plan, dense):
         console.print(line, soft_wrap=True)
     if settings.densities:
         console.print(densities_table(compose, settings.densities, dense))
     if settings.ranks:
-        console.print(ranks_table(plan.footprint, dense.footprint, settings.ranks))
+        whole = [plan, dense] if split_over(config) == 1 else map(plan_run, (config, compose(["method=dense"])))
+        console.print(ranks_table(*(of.footprint for of in whole), settings.ranks))
     if settings.memory_gib is not None:
         size, peak = largest_micro_batch(config, settings.memory_gib * 2**30)
         console.print(
@@ -80,9 +92,8 @@ def plan_lines(config: Config, plan: Plan, dense: Plan) -> list[str]:
         f"saving       {format_bytes(footprint.saved_bytes)} more in main memory, for the copy that "
         "checkpoint.asynchronous=true writes in the background"
     ]
-    split = ["parallel     figures are of a process that holds everything; for sharded ones see plan.ranks=[2,4]"]
     return [
-        *(split if config.train.parallel.name == "fsdp" else []),
+        *_parallel_lines(config, plan, dense),
         f"parameters   {plan.parameters_active:,} active of {plan.parameters_dense:,} "
         f"({plan.parameters_active / plan.parameters_dense:.1%})",
         f"activations  {format_bytes(footprint.activations_bytes)} in a micro-batch of {config.train.micro_batch_size} "
@@ -93,6 +104,20 @@ def plan_lines(config: Config, plan: Plan, dense: Plan) -> list[str]:
         f"operations   {footprint.flops / 1e12:.4g} TFLOP a step of {tokens:,} tokens as computed, dense "
         f"{dense.footprint.flops / 1e12:.4g} (ratio {footprint.flops / dense.footprint.flops:.3f})",
         *(copy if config.checkpoint.asynchronous else []),
+    ]
+
+
+def _parallel_lines(config: Config, plan: Plan, dense: Plan) -> list[str]:
+    if config.train.parallel.name != "fsdp":
+        return []
+    if split_over(config) == 1:
+        return ["parallel     figures are of a process that holds everything; write train.processes=N for one of N"]
+    ratio = f" (ratio {plan.sent_bytes / dense.sent_bytes:.3f})" if plan is not dense else ""
+    return [
+        f"parallel     figures are of one of {config.train.processes} processes that hold a part each; the operations "
+        "are those of all",
+        f"sent         {format_bytes(plan.sent_bytes)} by each process in a step, for parameters and gradients, dense "
+        f"{format_bytes(dense.sent_bytes)}{ratio}",
     ]
 
 
@@ -134,7 +159,7 @@ def densities_table(compose: Compose, densities: list[float], dense: Plan) -> Ta
     for column in ("density", "active parameters", "held", "/ dense", "peak", "/ dense", "TFLOP a step"):
         table.add_column(column, justify="right")
     for density in densities:
-        plan = plan_run(compose([f"sparsity.density={density}"]))
+        plan = plan_part(compose([f"sparsity.density={density}"]))
         held, peak = plan.footprint.state_bytes, plan.footprint.peak_bytes
         table.add_row(
             f"{density:g}",

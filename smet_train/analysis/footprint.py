@@ -21,7 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode, mm_flop, sdpa_backward_flo
 from smet_train.optim import FusedStep, SmetAdamW
 from smet_train.sparse.backends import csr, densify, operators
 from smet_train.sparse.ledger import LedgerRow, measure
-from smet_train.train.step import token_loss
+from smet_train.sparse.shards import local
+
+MICRO_BATCHES_TAKEN = 2  # at most
+MakeLoss = Callable[[nn.Module], Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,19 +125,24 @@ def take_step(
     micro_batch_size: int,
     micro_batches: int,
     sequence_tokens: int,
-    precision: str,
     grad_clip: float,
+    make_loss: MakeLoss,
     fused: bool = False,
 ) -> Footprint:
     """The footprint of one optimizer step of ``model``, which must be on the meta device and can't be used afterwards.
 
-    From the second micro-batch on a step holds the gradients of those before, so two are run at most.
+    From the second micro-batch on a step holds the gradients of those before, so no more than two are run.
+
+    Args:
+        make_loss: the loss of a micro-batch; it may split the model's parameters over processes, and what is held is
+            then what this one holds.
     """
     with _garbage_of_its_own(), FakeTensorMode():
         materialise(model)
+        loss_of = make_loss(model)
         optimizer = make_optimizer(model)
         state = [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, Tensor)]
-        held = [*model.parameters(), *model.buffers(), *state]
+        held = [*(local(parameter.detach()) for parameter in model.parameters()), *model.buffers(), *state]
         held_bytes = sum(tensor.numel() * tensor.element_size() for tensor in held)
         windows = torch.zeros(micro_batch_size, sequence_tokens + 1, dtype=torch.long)
         live = LiveBytes(collect=True)
@@ -142,10 +150,10 @@ def take_step(
         flops = FlopCounterMode(display=False, custom_mapping=_FLOPS)
         activations_bytes = 0
         with live:
-            for _ in range(min(micro_batches, 2)):
+            for _ in range(min(micro_batches, MICRO_BATCHES_TAKEN)):
                 before = live.now
                 with flops:
-                    loss = token_loss(model, windows, precision) / micro_batches
+                    loss = loss_of(windows) / micro_batches
                     activations_bytes = live.now - before
                     with FusedStep(model, optimizer, look=False) if fused else nullcontext():
                         loss.backward()

@@ -1,26 +1,35 @@
 """The footprint of a configuration: its model without numbers, one step of it, and what its topology holds."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 
-from smet_train.analysis.footprint import Footprint, take_step
+from smet_train.analysis.footprint import MICRO_BATCHES_TAKEN, Footprint, MakeLoss, take_step
 from smet_train.build import build_optimizer, build_rules, build_topology_schedule, probe_micro_batches
 from smet_train.config.schema import Config
 from smet_train.sparse.ledger import count_parameters, sparse_layers
 from smet_train.sparse.linear import SparseLinear
 from smet_train.sparse_model import Backends, Vocabulary, build_sparse_model, planned_vocabulary
 from smet_train.topology.updater import topology_ledger
+from smet_train.train.processes import ALONE, Processes
+from smet_train.train.step import TokenLoss
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A configuration's model, as it will be, and the footprint of one of its steps."""
+    """A configuration's model, as it will be, and the footprint of one of its steps.
+
+    ``sent_bytes``: what a process of several that hold a part each hands to collective operations in a step, for
+    parameters and gradients.
+    """
 
     layers: dict[str, SparseLinear]
     parameters_active: int
     parameters_dense: int
     footprint: Footprint
+    sent_bytes: int
 
 
 def plan_run(
@@ -28,6 +37,8 @@ def plan_run(
     micro_batch_size: int | None = None,
     vocabulary: Vocabulary | None = None,
     backends: Backends | None = None,
+    *,
+    split_over: int = 1,
 ) -> Plan:
     """Build the model of ``config`` without numbers and take one step of it; no generator is moved.
 
@@ -35,6 +46,8 @@ def plan_run(
         micro_batch_size: instead of the configuration's.
         vocabulary: of the tokenizer that is at hand; None = the one that the configuration names or will train.
         backends: of a checkpoint, as for :func:`build_sparse_model`.
+        split_over: so many processes hold a part each, and the footprint is of the first; this process must not be one
+            of several in truth then.
 
     Raises:
         SmetError: for everything that would stop the run before its first step but for its data.
@@ -45,22 +58,41 @@ def plan_run(
     layers = sparse_layers(model)
     active, dense = count_parameters(model)
     size = micro_batch_size or config.train.micro_batch_size
-    footprint = take_step(
-        model,
-        lambda planned: build_optimizer(config, planned, densities),
-        micro_batch_size=size,
-        micro_batches=config.train.batch_size // size,
-        sequence_tokens=config.data.sequence_tokens,
-        precision=config.train.precision.name,
-        grad_clip=config.optimizer.grad_clip,
-        fused=config.train.fused_backward_step,
-    )
-    if layers:
-        footprint = with_topology(footprint, config, layers)
-    return Plan(layers, active, dense, footprint)
+    micro_batches = config.train.batch_size // (size * split_over)
+    with _split(split_over, config.train.precision.name) as (processes, make_loss):
+        footprint = take_step(
+            model,
+            lambda planned: build_optimizer(config, planned, densities),
+            micro_batch_size=size,
+            micro_batches=micro_batches,
+            sequence_tokens=config.data.sequence_tokens,
+            grad_clip=config.optimizer.grad_clip,
+            make_loss=make_loss,
+            fused=config.train.fused_backward_step,
+        )
+        if layers:
+            footprint = with_topology(footprint, config, layers, processes)
+    taken = min(micro_batches, MICRO_BATCHES_TAKEN)
+    footprint = replace(footprint, flops=footprint.flops * split_over)
+    return Plan(layers, active, dense, footprint, processes.sent_bytes * micro_batches // taken)
 
 
-def with_topology(footprint: Footprint, config: Config, layers: dict[str, SparseLinear]) -> Footprint:
+@contextmanager
+def _split(over: int, precision: str) -> Iterator[tuple[Processes, MakeLoss]]:
+    """The first of ``over`` processes, and the loss of a model that is split over them."""
+    if over == 1:
+        yield ALONE, lambda model: TokenLoss(model, precision)
+        return
+    from smet_train.analysis.pretended import pretended
+    from smet_train.train.sharded_gradients import ShardedGradients
+
+    with pretended(over) as (processes, mesh):
+        yield processes, lambda model: ShardedGradients(processes, model, precision, {}, mesh)
+
+
+def with_topology(
+    footprint: Footprint, config: Config, layers: dict[str, SparseLinear], processes: Processes
+) -> Footprint:
     """Add what the topology holds. During an update the values have no gradients, so a probe takes their room first."""
     rows = topology_ledger(
         layers,
@@ -68,6 +100,7 @@ def with_topology(footprint: Footprint, config: Config, layers: dict[str, Sparse
         build_rules(config),
         explore=config.tracking.exploration,
         probe_micro_batches=probe_micro_batches(config),
+        group=processes,
     )
     held = {row.kind: row.bytes for row in rows}
     gradients = next(row.bytes for row in footprint.rows if row.kind == "gradients")

@@ -1,15 +1,15 @@
 """Parameters, gradients and optimizer state split over the processes of a run, by torch's ``fully_shard``."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from smet_train.sparse.ledger import sparse_layers
-from smet_train.train.agreement import digests
 from smet_train.train.processes import Processes, lost_process_told
 from smet_train.train.step import TokenLoss
 
@@ -25,17 +25,23 @@ class ShardedGradients:
 
     Args:
         model: with all its parameters, the same in all processes.
-
-    Attributes:
         before_split: :func:`smet_train.train.agreement.digests` of ``model``, for a comparison over the processes.
+        mesh: of the processes; None = made of the default group.
     """
 
-    def __init__(self, processes: Processes, model: nn.Module, precision: str) -> None:
-        self.before_split = digests(model)
+    def __init__(
+        self,
+        processes: Processes,
+        model: nn.Module,
+        precision: str,
+        before_split: Mapping[str, int],
+        mesh: DeviceMesh | None = None,
+    ) -> None:
+        self.before_split = before_split
         for layer in sparse_layers(model).values():
             layer.index_as_parameter()
         root = TokenLoss(model, precision)
-        mesh = init_device_mesh(next(model.parameters()).device.type, (processes.size,))
+        mesh = mesh or init_device_mesh(next(model.parameters()).device.type, (processes.size,))
         for module in [*blocks(model), root]:
             _count(fully_shard(module, mesh=mesh), processes)
         self._root: Any = root
