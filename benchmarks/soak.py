@@ -4,9 +4,8 @@
 
 Starts ``smet-train +experiment=demo`` with a topology update every 10 steps, evaluations and asynchronous checkpoints
 every 50, looks at the process every half second from outside, and stops it by SIGTERM. The first fifth of the time is
-left out: buffers reach their size in it. The rest is cut in four, and medians of the last quarter are held against those
-of the first: what a look meets by chance, a step's peak or a checkpoint being written, does not decide. The most memory
-that was seen in each quarter is told too.
+left out: buffers reach their size in it. The rest is cut in four, and the last quarter is held against the first: by
+medians, and by the most memory that was seen, in which chance has a part.
 """
 
 import argparse

@@ -13,7 +13,6 @@ from smet_train.build_data import Data
 from smet_train.config.plain import to_dict
 from smet_train.config.schema import Config
 from smet_train.config.unread import without_effect
-from smet_train.errors import ConfigError
 from smet_train.initial import open_pretrained
 from smet_train.optim import FusedStep, LrSchedule, SmetAdamW, parameter_groups
 from smet_train.sparse import SparseLinear
@@ -90,9 +89,7 @@ def build_topology(
         targets=densities,
         exploration=exploration,
         probe_micro_batches=probe_micro_batches(config),
-        processes=processes.size,
-        add_up=processes.add_up,
-        gather=processes.whole,
+        group=processes,
         check_invariants=config.debug.check_invariants,
     )
 
@@ -137,21 +134,11 @@ def build_loss(
     config: Config, model: nn.Module, processes: Processes
 ) -> TokenLoss | SharedGradients | ShardedGradients:
     """The loss whose gradients ``processes`` share; with ``train.parallel=fsdp`` it splits the parameters of ``model``,
-    so that what follows must be made afterwards.
-
-    Raises:
-        ConfigError: if that is to go with a rule that looks at gradients, of a plugin too.
-    """
+    so that what follows must be made afterwards."""
     precision = config.train.precision.name
     if processes.size == 1:
         return TokenLoss(model, precision)
     if config.train.parallel.name == "fsdp":
-        if config.sparsity.enabled and build_rules(config).needs_gradient:
-            raise ConfigError(
-                f"train.parallel=fsdp does not go with topology.drop={config.topology.drop.name} and topology.grow="
-                f"{config.topology.grow.name}, which need gradients that no process has whole; write "
-                "train.parallel=ddp"
-            )
         return ShardedGradients(processes, model, precision, digests(model))
     return SharedGradients(processes, model, precision)
 

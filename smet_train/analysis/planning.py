@@ -12,7 +12,7 @@ from smet_train.config.schema import Config
 from smet_train.sparse.ledger import count_parameters, sparse_layers
 from smet_train.sparse.linear import SparseLinear
 from smet_train.sparse_model import Backends, Vocabulary, build_sparse_model, planned_vocabulary
-from smet_train.topology.updater import topology_ledger
+from smet_train.topology.ledger import topology_ledger
 from smet_train.train.processes import ALONE, Processes
 from smet_train.train.step import TokenLoss
 

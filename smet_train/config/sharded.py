@@ -3,15 +3,12 @@
 from collections.abc import Callable
 
 from smet_train.config.fields import spell, value_at
-from smet_train.config.schema import Config, Drop, Grow, Moments, Parallel
+from smet_train.config.schema import Config, Grow, Moments, Parallel
 from smet_train.errors import ConfigError
 
 _BLOCKS = "scales 64 moments at a time, which the parts of a process would cut elsewhere than one process does"
-_PROBE = "needs the gradients of sites, which no process has whole"
 # Setting, what it may not be, why not, and what to write instead.
 _REFUSED: list[tuple[str, Callable[[object], bool], str, str]] = [
-    ("topology.grow", lambda v: v is Grow.gradient, _PROBE, "topology.grow=random"),
-    ("topology.drop", lambda v: v is Drop.magnitude_and_gradient, _PROBE, "topology.drop=magnitude"),
     ("topology.grow", lambda v: v is Grow.nothing, "prunes, which changes the shapes that are split", "method=smet"),
     ("optimizer.moments", lambda v: v is Moments.fp8, _BLOCKS, "optimizer.moments=fp32"),
     (

@@ -14,14 +14,16 @@ from smet_train.sparse.layout import Layout
 from smet_train.sparse.ledger import LedgerRow
 from smet_train.sparse.linear import SparseLinear
 from smet_train.sparse.sampling import stream_key
-from smet_train.sparse.shards import Gather, whole
 from smet_train.topology.apply import apply_move, apply_shrink, check_moved
-from smet_train.topology.exploration import Exploration, exploration_bytes
+from smet_train.topology.exploration import Exploration
+from smet_train.topology.group import ALONE, Group
+from smet_train.topology.ledger import move_count, topology_ledger
 from smet_train.topology.move import Move, make_move
-from smet_train.topology.probe import AddUp, Probed, probe_bytes, probe_gradients
+from smet_train.topology.probe import Found, Probed, probe_gradients
 from smet_train.topology.rules import MoveRules, Question, grown_sites, scores
 from smet_train.topology.schedule import TopologySchedule
 from smet_train.topology.select import keep_highest
+from smet_train.topology.sharded_probe import ShardedProbed, are_sharded, probe_sharded
 from smet_train.topology.whole import made_whole
 
 log = logging.getLogger(__name__)
@@ -33,34 +35,8 @@ def _nothing(name: str, layer: SparseLinear) -> None:
     """Nobody watches."""
 
 
-def move_count(layout: Layout, drop_fraction: float) -> int:
-    """How many values an update moves: floor(zeta * K), or as many as there are inactive sites (SMET, section 3)."""
-    return min(int(drop_fraction * layout.n_active), layout.n_inactive)
-
-
 def _slot_size(layout: Layout) -> int:
     return layout.block * layout.block
-
-
-def topology_ledger(
-    layers: Mapping[str, SparseLinear],
-    schedule: TopologySchedule | None,
-    rules: MoveRules,
-    *,
-    explore: bool,
-    probe_micro_batches: int,
-) -> list[LedgerRow]:
-    """Bytes that a :class:`TopologyUpdater` of these arguments holds: always, and at most during an update."""
-    if schedule is None or rules.prunes:
-        return []
-    counts = {name: move_count(layer.layout, schedule.largest_fraction()) for name, layer in layers.items()}
-    grown = counts if rules.grow == "gradient" else dict.fromkeys(counts, 0)
-    probe = probe_bytes(layers, grown, probe_micro_batches, rules.scores_gradient) if rules.needs_gradient else 0
-    rows = [
-        LedgerRow("exploration", exploration_bytes(layers) if explore else 0, 0),
-        LedgerRow("gradient probe", probe, 0),
-    ]
-    return [row for row in rows if row.bytes]
 
 
 class _Ages:
@@ -95,9 +71,7 @@ class TopologyUpdater:
         targets: final density of each layer, where ``rules.prunes``.
         exploration: of ``layers``, to tell how many sites were ever active; None = it is not told.
         probe_micro_batches: how many micro-batches an update that looks at gradients looks at; for :meth:`ledger`.
-        processes: how many processes share them evenly; each is given its own.
-        add_up: replaces a tensor by its sum over ``processes``.
-        gather: makes whole what is split over ``processes``.
+        group: processes that share them evenly, each given its own, and over which ``layers`` may be split.
     """
 
     def __init__(
@@ -111,9 +85,7 @@ class TopologyUpdater:
         targets: Mapping[str, float] | None = None,
         exploration: Exploration | None = None,
         probe_micro_batches: int = 1,
-        processes: int = 1,
-        add_up: AddUp = lambda _: None,
-        gather: Gather = whole,
+        group: Group = ALONE,
         check_invariants: bool = False,
     ) -> None:
         self.layers = layers
@@ -126,7 +98,7 @@ class TopologyUpdater:
         self.exploration = exploration
         self.last_step = 0
         self.probe_micro_batches = probe_micro_batches
-        self._processes, self._add_up, self._gather = processes, add_up, gather
+        self._group = group
         self._warned: set[str] = set()
 
     def due(self, step: int) -> bool:
@@ -156,14 +128,15 @@ class TopologyUpdater:
         fraction = self.schedule.fraction(step)
         counts = {name: self._count(name, layer, fraction) for name, layer in self.layers.items()}
         probed = self._probe(counts, backward)
-        if probed is not None and self.rules.grow == "gradient":
-            # a layer that the loss did not reach has no sites to grow, and keeps what it has
-            counts = {name: probed.sites[name].numel() if count else 0 for name, count in counts.items()}
         young = kept_young = 0
         ages = _Ages()
         for name, layer in self.layers.items():
-            with made_whole(layer, self.optimizer, self._gather):
-                move = self._move(name, layer, counts[name], step, probed)
+            found = None if probed is None else probed.of(name)
+            if found is not None and self.rules.grow == "gradient":
+                # a layer that the loss did not reach has no sites to grow, and keeps what it has
+                counts[name] = 0 if found.sites is None else found.sites.numel()
+            with made_whole(layer, self.optimizer, self._group.whole):
+                move = self._move(name, layer, counts[name], step, found)
                 newest = self._newest(layer)
                 if newest is not None:
                     young += int(newest.sum())
@@ -172,7 +145,7 @@ class TopologyUpdater:
                 ages.add(self.optimizer.state[layer.values], step)
                 watch(name, layer)
         if self.exploration is not None:
-            self.exploration.settle(self._add_up)
+            self.exploration.settle(self._group.add_up)
         self.last_step = step
         moved = sum(count * _slot_size(self.layers[name].layout) for name, count in counts.items())
         return {
@@ -238,33 +211,27 @@ class TopologyUpdater:
             self._warned.add(name)
         return move_count(layout, fraction)
 
-    def _probe(self, counts: Mapping[str, int], backward: Sequence[Backward]) -> Probed | None:
+    def _probe(self, counts: Mapping[str, int], backward: Sequence[Backward]) -> Probed | ShardedProbed | None:
         if not self.rules.needs_gradient:
             return None
         assert backward, "an update that looks at gradients needs micro-batches"
         wanted = counts if self.rules.grow == "gradient" else dict.fromkeys(counts, 0)
-        return probe_gradients(
-            self.layers,
-            wanted,
-            backward,
-            active=self.rules.scores_gradient,
-            processes=self._processes,
-            add_up=self._add_up,
-        )
+        probe = probe_sharded if are_sharded(self.layers) else probe_gradients
+        return probe(self.layers, wanted, backward, active=self.rules.scores_gradient, group=self._group)
 
     @torch.no_grad()
-    def _move(self, name: str, layer: SparseLinear, count: int, step: int, probed: Probed | None) -> Move:
-        keep = keep_highest(self._scores(name, layer, step, probed), count)
+    def _move(self, name: str, layer: SparseLinear, count: int, step: int, found: Found | None) -> Move:
+        keep = keep_highest(self._scores(name, layer, step, found), count)
         index_K = layer.index
         if self.rules.grow == "gradient":
-            assert probed is not None
-            grown = probed.sites[name] if count else index_K.new_empty(0)
+            assert found is not None
+            grown = index_K.new_empty(0) if found.sites is None else found.sites
         else:
             grown = grown_sites(self._question(name, layer, step, "grow", None), count)
         return make_move(index_K, keep, grown)
 
-    def _scores(self, name: str, layer: SparseLinear, step: int, probed: Probed | None) -> Tensor:
-        gradient = probed.active_gradients[name] if probed is not None and self.rules.scores_gradient else None
+    def _scores(self, name: str, layer: SparseLinear, step: int, found: Found | None) -> Tensor:
+        gradient = None if found is None else found.gradient
         return scores(self._question(name, layer, step, "drop", gradient))
 
     def _question(self, name: str, layer: SparseLinear, step: int, purpose: str, gradient: Tensor | None) -> Question:
@@ -290,6 +257,7 @@ class TopologyUpdater:
             self.rules,
             explore=self.exploration is not None,
             probe_micro_batches=self.probe_micro_batches,
+            group=self._group,
         )
 
     def state_dict(self) -> dict[str, Any]:

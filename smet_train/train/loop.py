@@ -236,7 +236,10 @@ def probe_batches(run: Run) -> list[Callable[[], None]]:
     batches = run.batches.peek(batches_needed(run))
 
     def backward(batch: Tensor) -> None:
-        token_loss(run.model, batch.to(run.device), run.settings.precision).backward()
+        windows = batch.to(run.device)
+        with lost_process_told():
+            loss = run.sharded(windows) if run.sharded else token_loss(run.model, windows, run.settings.precision)
+            loss.backward()
 
     return [partial(backward, batch) for batch in batches]
 

@@ -115,6 +115,21 @@ class Processes:
             with lost_process_told():
                 dist.all_reduce(tensor)
 
+    def add_up_in(self, tensor: Tensor, owner: int) -> None:
+        """Replace ``tensor``, on the device of the model, by its sum over all processes in the process ``owner``;
+        elsewhere what it holds is lost."""
+        if self.size > 1:
+            self.sent_bytes += tensor.nbytes
+            with lost_process_told():
+                dist.reduce(tensor, dst=owner)
+
+    def spread(self, tensor: Tensor, owner: int) -> None:
+        """Replace ``tensor``, on the device of the model, by that of the process ``owner``."""
+        if self.size > 1:
+            self.sent_bytes += tensor.nbytes if owner == self.rank else 0
+            with lost_process_told():
+                dist.broadcast(tensor, src=owner)
+
     def whole(self, part: Tensor, like: Tensor) -> Tensor:
         """As :func:`smet_train.sparse.shards.whole`."""
         self.sent_bytes += part.nbytes if is_sharded(like) else 0

@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from smet_train import build
-from smet_train.config.schema import Config, Grow, Parallel
+from smet_train.config.schema import Config
 from smet_train.errors import ConfigError
 from smet_train.tracking.jsonl import read_events
 from smet_train.train.checkpoint import load_checkpoint
-from smet_train.train.processes import Processes
 from tests.distributed.ranks import (
     FOUR,
     LONG,
@@ -22,6 +20,7 @@ from tests.distributed.ranks import (
     end,
     in_double_precision,
     losses,
+    patched,
     said,
     start,
     stop_after,
@@ -103,6 +102,48 @@ def test_every_kind_of_run(quick_config: QuickConfig, tmp_path: Path, overrides:
     assert events(one, "topology_map") == events(two, "topology_map")
 
 
+BY_GRADIENT = ("topology.grow=gradient", "topology.drop=magnitude_and_gradient", "train.micro_batch_size=1")
+BLOCKS = ("model.family=gpt2", "sparsity.block_size=16", "sparsity.density=0.25")
+
+
+def small_chunks() -> None:
+    """Several chunks of each layer, and several passes over the micro-batches."""
+    patched("smet_train.topology.candidates.CHUNK_WEIGHTS", 1500)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sizes"),
+    [
+        (("train.batch_size=4", "topology.probe_steps=2"), (2,)),
+        (("train.batch_size=4", "train.activation_checkpointing=true"), (2, 4)),
+        ((*BLOCKS, "train.batch_size=4"), (2, 4)),
+        ((*BLOCKS, "train.batch_size=8"), (4,)),
+        (("topology.drop=magnitude", "train.batch_size=2"), (2,)),
+    ],
+    ids=lambda value: ",".join(map(str, value)),
+)
+def test_growth_by_gradient(
+    quick_config: QuickConfig, tmp_path: Path, overrides: tuple[str, ...], sizes: tuple[int, ...]
+) -> None:
+    """With one micro-batch in a process, and with several; the topologies are equal."""
+    config = quick_config(FSDP, *BY_GRADIENT, *overrides)
+    for size in (1, *sizes):
+        train(config, tmp_path / str(size), size, in_double_precision, small_chunks)
+    one = tmp_path / "1"
+    for size in sizes:
+        several = tmp_path / str(size)
+        assert losses(several) == pytest.approx(losses(one), abs=1e-10)
+        assert apart(weights(several, 6), weights(one, 6)) < 1e-10
+        moves = [[{**event, "sent_bytes": 0} for event in events(folder, "topology")] for folder in (one, several)]
+        assert moves[0] == moves[1]
+        assert probe_bytes(several) <= 1.05 * probe_bytes(one) / size + 2 * 8 * 1536  # what is dense comes in chunks
+
+
+def probe_bytes(folder: Path) -> int:
+    [memory] = events(folder, "memory")
+    return next(row["bytes"] for row in memory["kinds"] if row["kind"] == "gradient probe")  # type: ignore[attr-defined]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("first", LAYOUTS)
 def test_a_checkpoint_of_any_layout_goes_into_any_other(quick_config: QuickConfig, tmp_path: Path, first: str) -> None:
@@ -150,11 +191,6 @@ def test_bad_steps_send_all_back_to_the_checkpoint_and_a_bad_state_is_kept(
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["topology.grow=gradient"], "topology.grow=gradient, which needs .* write topology.grow=random, or"),
-        (
-            ["topology.drop=magnitude_and_gradient"],
-            "magnitude_and_gradient, which needs .* topology.drop=magnitude, or",
-        ),
         (["method=gmp"], "topology.grow=nothing, which prunes, .* write method=smet, or train.parallel=ddp"),
         (["optimizer.moments=fp8"], "optimizer.moments=fp8, which scales .* write optimizer.moments=fp32, or"),
         (
@@ -169,10 +205,3 @@ def test_what_would_not_be_as_of_one_process_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=f"train.parallel=fsdp does not go with .*{told}"):
         quick_config(FSDP, *overrides)
-
-
-def test_a_rule_of_a_plugin_that_needs_gradients_is_refused(quick_config: QuickConfig) -> None:
-    config = quick_config()
-    config.train.parallel, config.topology.grow = Parallel.fsdp, Grow.gradient
-    with pytest.raises(ConfigError, match="which need gradients that no process has whole; write train.parallel=ddp"):
-        build.build_loss(config, torch.nn.Linear(2, 2), Processes(0, 2))

@@ -1,5 +1,7 @@
 """What each process holds of a tensor, and how it becomes whole."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -138,7 +140,7 @@ def step_in_bf16(processes: Processes) -> None:
     starts = [torch.randn(shape, dtype=torch.bfloat16) for shape in shapes]
     gradients = [torch.randn(shape, dtype=torch.bfloat16) for shape in shapes]
 
-    def updated(parameters: list[nn.Parameter], parts: list[Tensor]) -> list[Tensor]:
+    def updated(parameters: Sequence[nn.Parameter], parts: Sequence[Tensor]) -> list[Tensor]:
         optimizer = SmetAdamW([{"params": parameters, "topology_moves": True}], lr=1e-2, weight_decay=0.1)
         for _ in range(3):
             for parameter, gradient in zip(parameters, parts, strict=True):

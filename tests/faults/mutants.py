@@ -45,7 +45,21 @@ PROBE, BATCHES, GRADIENTS = "topology/probe.py", "train/shared_batches.py", "tra
 AS_ONE = "tests/distributed/test_as_one.py -k 'smet_rigl or dense'"
 
 MUTANTS = [
-    Mutant("each process grows by its own gradients", PROBE, "            add_up(sums[rows])\n", "", AS_ONE),
+    Mutant("each process grows by its own gradients", PROBE, "            group.add_up(sums[rows])\n", "", AS_ONE),
+    Mutant(
+        "each process of a sharded run grows by its own gradients",
+        "topology/sharded_probe.py",
+        "            group.add_up_in(dense, owners[name])\n",
+        "",
+        "tests/distributed/test_sharded.py -k 'growth and magnitude,train'",
+    ),
+    Mutant(
+        "a sharded bf16 parameter is rounded as if each part began at its first place",
+        "optim/smet_adamw.py",
+        "key_from(key, first_element(parameter))",
+        "key",
+        "tests/distributed/test_shards.py -k bf16",
+    ),
     Mutant(
         "processes are dealt each other's batches twice",
         BATCHES,
@@ -222,8 +236,8 @@ MUTANTS = [
     Mutant("metrics are not cut back", STATE, "        if same_folder:\n", "        if False:\n", CRASHED),
     Mutant(
         "the sites ever active are not restored",
-        "topology/updater.py",
-        "            bits.copy_(tensors[name])\n",
+        "topology/exploration.py",
+        "            local(held).copy_(part_of(bits[name], held))\n",
         "            pass\n",
         MOVED,
     ),

@@ -142,8 +142,9 @@ def test_parts_are_updated_as_the_whole_is(dtype: torch.dtype, compiled: bool) -
     age, table = torch.randint(0, 3, (n,), dtype=torch.uint8), torch.rand(3, 2) + 0.5
     constants = 0.1, 0.999, 0.001, 1e-8, -1e-3, -1e-5
     whole, parts = ([tensor.clone() for tensor in start] for _ in range(2))
-    by(*whole, age, table, constants, 2**63 - 5)
+    p, g, m, v = whole
+    by(p, g, m, v, age, table, constants, 2**63 - 5)
     for first, last in ((0, 1013), (1013, 1014), (1014, 3000)):
-        part = [tensor[first:last] for tensor in parts]
-        by(*part, age[first:last], table, constants, key_from(2**63 - 5, first))
+        p, g, m, v = (tensor[first:last] for tensor in parts)
+        by(p, g, m, v, age[first:last], table, constants, key_from(2**63 - 5, first))
     assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))

@@ -151,7 +151,7 @@ def test_parameters_and_moments_follow_the_masked_dense_reference(
     name: str, backend: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks are dropped and grown by the sums over their weights, and share one age."""
-    monkeypatch.setattr("smet_train.topology.probe._CHUNK_WEIGHTS", 3 * COLUMNS)
+    monkeypatch.setattr("smet_train.topology.candidates.CHUNK_WEIGHTS", 3 * COLUMNS)
     method = METHODS[name]
     torch.manual_seed(0)
     layout = Layout(ROWS, COLUMNS, ACTIVE // block**2, block)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from smet_train.sparse import SparseLinear, sparsify
-from smet_train.topology import probe
+from smet_train.topology import candidates, probe
 from smet_train.topology.probe import probe_gradients
 
 
@@ -50,7 +50,7 @@ def test_the_sites_are_those_of_the_largest_mean_gradients(
     monkeypatch: pytest.MonkeyPatch, n_micro_batches: int, rows_at_once: int
 ) -> None:
     """Also where the mean over micro-batches is small beside their noise, as over 32 of random inputs."""
-    monkeypatch.setattr(probe, "_CHUNK_WEIGHTS", rows_at_once * 24)
+    monkeypatch.setattr(candidates, "CHUNK_WEIGHTS", rows_at_once * 24)
     model, layers = build()
     n_grow = {"0": 20, "2": 150}
     probed = probe_gradients(layers, n_grow, micro_batches(model, n_micro_batches), active=True)
@@ -81,7 +81,7 @@ class ProductSizes(TorchDispatchMode):
 @pytest.mark.parametrize("active", [False, True])
 @pytest.mark.parametrize("n_micro_batches", [1, 3])
 def test_no_dense_gradient_is_ever_made(monkeypatch: pytest.MonkeyPatch, n_micro_batches: int, active: bool) -> None:
-    monkeypatch.setattr(probe, "_CHUNK_WEIGHTS", 96)
+    monkeypatch.setattr(candidates, "CHUNK_WEIGHTS", 96)
     model, layers = build()
     with ProductSizes() as products:
         probe_gradients(layers, {"0": 20, "2": 15}, micro_batches(model, n_micro_batches), active=active)
@@ -97,12 +97,12 @@ def test_no_dense_gradient_is_ever_made(monkeypatch: pytest.MonkeyPatch, n_micro
 def test_what_is_dense_at_one_time_fits_the_room_of_the_gradients(
     monkeypatch: pytest.MonkeyPatch, n_micro_batches: int
 ) -> None:
-    monkeypatch.setattr(probe, "_CHUNK_WEIGHTS", 48)
+    monkeypatch.setattr(candidates, "CHUNK_WEIGHTS", 48)
     _, layers = build(density=0.2)  # 192 + 128 active values of 960 + 640
     n_grow = {"0": 20, "2": 15}
     passes = probe._passes(layers, n_grow, n_micro_batches)
     assert sum(rows.weights for rows_of_pass in passes for rows in rows_of_pass) == 960 + 640
-    candidates, active = 35 * (8 + 4), 320 * 8
+    best, active = 35 * (8 + 4), 320 * 8
     if n_micro_batches == 1:
         assert len(passes) == 1
         dense = 48 * 8  # two rows of 24
@@ -110,8 +110,8 @@ def test_what_is_dense_at_one_time_fits_the_room_of_the_gradients(
         assert len(passes) == 6  # 1600 / 320, and what does not fit evenly
         assert max(sum(rows.weights for rows in rows_of_pass) for rows_of_pass in passes) == 320
         dense = 320 * 8
-    assert probe.probe_bytes(layers, n_grow, n_micro_batches, active=False) == dense + candidates
-    assert probe.probe_bytes(layers, n_grow, n_micro_batches, active=True) == dense + candidates + active
+    assert probe.probe_bytes(layers, n_grow, n_micro_batches, active=False) == dense + best
+    assert probe.probe_bytes(layers, n_grow, n_micro_batches, active=True) == dense + best + active
 
 
 def test_gradients_that_were_there_stay_and_hooks_go() -> None:

@@ -1,0 +1,135 @@
+"""Where a layer might grow: its gradient a few rows at a time, and the best inactive sites so far."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smet_train.sparse.dense import gather_values
+from smet_train.sparse.layout import Layout
+from smet_train.sparse.linear import SparseLinear
+from smet_train.topology.scores import magnitude
+from smet_train.topology.select import keep_highest
+
+CHUNK_WEIGHTS = 1 << 22  # 16 MiB in fp32
+
+RowsGradient = Callable[[int, int], Tensor]  # the gradient of rows first..last, shape (last - first, I)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of the layer ``name``: what is dense at one time."""
+
+    name: str
+    first: int
+    last: int
+    weights: int
+
+
+class Best:
+    """The best inactive sites of a layer so far, ascending, with their scores; rows are offered in ascending order."""
+
+    def __init__(self, layer: SparseLinear, capacity: int) -> None:
+        self._layout, self._capacity = layer.layout, capacity
+        self.sites = torch.empty(0, dtype=layer.layout.index_dtype, device=layer.values.device)
+        self._scores = torch.empty(0, dtype=precise(layer), device=layer.values.device)
+
+    def offer(self, rows: Rows, gradient: Tensor, index_K: Tensor) -> None:
+        """Take the best of these rows, whose gradient is used up; the sites ``index_K`` are active."""
+        scores = magnitude(_as_blocks(gradient, layout_of(self._layout, rows)))
+        scores[active_inside(index_K, self._layout, rows)[1]] = -1.0  # active sites can't grow
+        kept = keep_highest(scores, max(0, scores.numel() - self._capacity)).nonzero().squeeze(1)
+        kept = kept[scores[kept] >= 0]
+        sites = (kept + _first_site(self._layout, rows)).to(self.sites.dtype)
+        self.sites, self._scores = torch.cat([self.sites, sites]), torch.cat([self._scores, scores[kept]])
+        if self.sites.numel() > self._capacity:
+            best = keep_highest(self._scores, self._scores.numel() - self._capacity)
+            self.sites, self._scores = self.sites[best], self._scores[best]
+
+
+def candidate_bytes(layer: SparseLinear, capacity: int) -> int:
+    """What :class:`Best` holds."""
+    return capacity * (width(layer) + layer.layout.index_dtype.itemsize)
+
+
+def precise(layer: SparseLinear) -> torch.dtype:
+    """Sums of gradients are never narrower than fp32."""
+    return torch.float64 if layer.values.dtype == torch.float64 else torch.float32
+
+
+def width(layer: SparseLinear) -> int:
+    """Bytes of a number in :func:`precise`."""
+    return precise(layer).itemsize
+
+
+def chunks(name: str, layer: SparseLinear) -> list[Rows]:
+    """All rows of a layer, as many at a time as ``CHUNK_WEIGHTS`` lets be dense."""
+    block, columns = layer.layout.block, layer.in_features
+    rows = max(1, CHUNK_WEIGHTS // (columns * block)) * block
+    edges = [*range(0, layer.out_features, rows), layer.out_features]
+    return [Rows(name, first, last, (last - first) * columns) for first, last in pairwise(edges)]
+
+
+def room(layers: Mapping[str, SparseLinear]) -> int:
+    """Of how many weights sums may be held at a time: as many as have gradients in an ordinary step, or a chunk."""
+    return max(CHUNK_WEIGHTS, sum(layer.layout.n_values for layer in layers.values()))
+
+
+def layout_of(layout: Layout, rows: Rows) -> Layout:
+    """The layout of these rows alone; how many of their sites are active does not matter."""
+    return replace(layout, out_features=rows.last - rows.first, n_active=1)
+
+
+def active_inside(index_K: Tensor, layout: Layout, rows: Rows) -> tuple[slice, Tensor]:
+    """The slots whose sites lie in ``rows``, and those sites counted from the first of ``rows``."""
+    offset = _first_site(layout, rows)
+    low, high = (int(torch.searchsorted(index_K, edge)) for edge in (offset, offset + layout_of(layout, rows).sites))
+    return slice(low, high), index_K[low:high] - offset
+
+
+def _first_site(layout: Layout, rows: Rows) -> int:
+    return rows.first // layout.block * layout.block_columns
+
+
+def _as_blocks(dense: Tensor, layout: Layout) -> Tensor:
+    """A dense gradient with one slot a site: (sites,) or (sites, b, b)."""
+    if layout.block == 1:
+        return dense.reshape(-1)
+    every_site = torch.arange(layout.sites, dtype=layout.index_dtype, device=dense.device)
+    return gather_values(dense, every_site, layout)
+
+
+def watch_gradients(
+    layers: Mapping[str, SparseLinear],
+    backward: Sequence[Callable[[], Any]],
+    take: Callable[[str, RowsGradient], None],
+) -> None:
+    """Call ``take(layer name, gradient of rows)`` in the backward pass of each micro-batch."""
+    handles = [layer.register_forward_hook(_watch(name, take)) for name, layer in layers.items()]
+    try:
+        for micro_batch in backward:
+            micro_batch()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _watch(name: str, take: Callable[[str, RowsGradient], None]) -> Callable[..., Tensor]:
+    def after_forward(_layer: SparseLinear, inputs: tuple[Tensor, ...], y_NO: Tensor) -> Tensor:
+        x_NI = inputs[0].detach()
+
+        @torch.no_grad()
+        def on_gradient(grad_y_NO: Tensor) -> None:
+            g_NO = grad_y_NO.flatten(0, -2)
+            x = x_NI.flatten(0, -2).to(g_NO.dtype)
+            take(name, lambda first, last: g_NO[:, first:last].t() @ x)
+
+        if not y_NO.requires_grad:  # the first layer of all, where its values ask for no gradient
+            y_NO.requires_grad_()
+        y_NO.register_hook(on_gradient)
+        return y_NO
+
+    return after_forward
