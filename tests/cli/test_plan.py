@@ -12,7 +12,7 @@ from smet_train.analysis.planning import plan_run
 from smet_train.cli import plan as command
 from smet_train.config.compose import compose
 from smet_train.errors import ConfigError
-from smet_train.plan import largest_micro_batch, ranks_table
+from smet_train.plan import largest_micro_batch, plan_part, ranks_table
 from smet_train.sparse.ledger import LedgerRow
 
 Call = Callable[..., tuple[int, str, str]]
@@ -104,6 +104,18 @@ def test_the_largest_micro_batch_is_the_largest_that_fits(quick: list[str]) -> N
             assert largest_micro_batch(config, peak - 1)[0] < size
     with pytest.raises(ConfigError, match="at a time needs"):
         largest_micro_batch(config, peaks[1] - 1)
+
+
+def test_of_processes_that_hold_a_part_one_is_planned(call: Call, quick: list[str]) -> None:
+    settings = ["train.batch_size=4", "train.micro_batch_size=1", "train.parallel=fsdp", "sparsity.density=0.25"]
+    status, printed, _ = call(*quick, *settings, "train.processes=2", "plan.ranks=[2]", "plan.memory_gib=1")
+    assert status == 0
+    assert "figures are of one of 2 processes that hold a part each" in printed
+    assert "by each process in a step, for parameters and gradients, dense" in printed
+    assert "train.micro_batch_size=2, peak" in printed  # the four of a step are shared by two
+    assert "write train.processes=N for one of N" in call(*quick, *settings)[1]
+    config = compose([*quick, *settings, "train.processes=2"])
+    assert largest_micro_batch(config, plan_part(config, 1).footprint.peak_bytes)[0] == 1
 
 
 def test_a_named_tokenizer_gives_the_vocabulary(quick: list[str], tmp_path: Path) -> None:

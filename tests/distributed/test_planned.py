@@ -8,9 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from smet_train.analysis.planning import plan_run
-from smet_train.cli import plan as command
 from smet_train.config.schema import Config
-from smet_train.plan import largest_micro_batch, plan_part
 from smet_train.tracking.jsonl import read_events
 from tests.distributed.ranks import FOUR, train
 
@@ -54,17 +52,3 @@ def test_a_plan_of_one_process_is_as_it_was(quick_config: QuickConfig) -> None:
     assert part.footprint.peak_bytes < before.footprint.peak_bytes
     assert (part.parameters_active, part.parameters_dense) == (before.parameters_active, before.parameters_dense)
     assert before.sent_bytes == 0 < part.sent_bytes
-
-
-def test_the_command(
-    quick: list[str], call_script: Callable[..., tuple[int, str, str]], quick_config: QuickConfig
-) -> None:
-    settings = [*FOUR, FSDP, "train.processes=2", "sparsity.density=0.25"]
-    status, printed, _ = call_script(command, *quick, *settings, "plan.ranks=[2]", "plan.memory_gib=1")
-    assert status == 0
-    assert "figures are of one of 2 processes that hold a part each" in printed
-    assert "by each process in a step, for parameters and gradients, dense" in printed
-    assert "train.micro_batch_size=2, peak" in printed  # the four of a step are shared by two
-    assert "write train.processes=N for one of N" in call_script(command, *quick, FSDP)[1]
-    config = quick_config(*settings)
-    assert largest_micro_batch(config, plan_part(config, 1).footprint.peak_bytes)[0] == 1
