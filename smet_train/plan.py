@@ -75,8 +75,10 @@ def print_plan(console: Console, compose: Compose, settings: PlanSettings) -> No
     if settings.densities:
         console.print(densities_table(compose, settings.densities, dense))
     if settings.ranks:
-        whole = [plan, dense] if split_over(config) == 1 else map(plan_run, (config, compose(["method=dense"])))
-        console.print(ranks_table(*(of.footprint for of in whole), settings.ranks))
+        of_all = (plan, dense)
+        if split_over(config) > 1:
+            of_all = (plan_run(config), plan_run(compose(["method=dense"])))
+        console.print(ranks_table(of_all[0].footprint, of_all[1].footprint, settings.ranks))
     if settings.memory_gib is not None:
         size, peak = largest_micro_batch(config, settings.memory_gib * 2**30)
         console.print(
