@@ -26,6 +26,29 @@ def test_bytes_of_a_hand_counted_model() -> None:
     assert count_parameters(model) == (240, 420)
 
 
+def test_an_index_that_is_held_as_a_parameter_is_not_trained() -> None:
+    model = nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 10, bias=False))
+    layers = sparsify(model, ["0"], density=0.1)
+
+    def groups() -> list[dict[str, object]]:
+        return parameter_groups(
+            model, dict.fromkeys(layers, 0.1), lr_density_rule="none", weight_decay=0.0, topology_moves=True
+        )
+
+    x = torch.randn(3, 10)
+    before = count_parameters(model), measure(model, SmetAdamW(groups())), str(groups()), model(x)
+    names = set(model.state_dict())
+    layers["0"].index_as_parameter()
+    assert isinstance(layers["0"].packed_index, nn.Parameter)
+    after = count_parameters(model), measure(model, SmetAdamW(groups())), str(groups()), model(x)
+    assert before[:3] == after[:3]
+    assert torch.equal(before[3], after[3])
+    assert set(model.state_dict()) == names
+    assert layers["0"]._plan is None  # it would refer to memory that comes and goes
+    model(x).sum().backward()
+    assert layers["0"].packed_index.grad is None
+
+
 def test_a_dense_model_has_no_sparse_rows() -> None:
     model = nn.Linear(4, 4, bias=False)
     rows = measure(model, SmetAdamW(model.parameters()))
