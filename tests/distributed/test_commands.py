@@ -102,14 +102,19 @@ def test_processes_of_a_setting_then_one_then_torchrun(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("settings", "killed_ones"),
+    [(["train.parallel=ddp"], (0, 1)), (["train.parallel=fsdp", "train.deterministic=true"], (1,))],
+    ids=["ddp", "fsdp"],
+)
 def test_torchrun_restarts_a_killed_run_which_ends_bit_for_bit_as_one_that_was_not(
-    typed: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
+    typed: Callable[..., "subprocess.Popen[str]"], tmp_path: Path, settings: list[str], killed_ones: tuple[int, ...]
 ) -> None:
-    whole = typed(torchrun(), *LONG, name="whole")
+    whole = typed(torchrun(), *LONG, *settings, name="whole")
     assert whole.wait(400) == 0, said(whole)
-    for killed in (0, 1):
+    for killed in killed_ones:
         run = tmp_path / f"killed_{killed}"
-        process = typed(torchrun("--max-restarts=3"), *LONG, name=run.name)
+        process = typed(torchrun("--max-restarts=3"), *LONG, *settings, name=run.name)
         wait_for_step(run, 10)
         os.kill(ranks_of(run)[killed], signal.SIGKILL)
         output = said(process)

@@ -144,6 +144,16 @@ def probe_bytes(folder: Path) -> int:
     return next(row["bytes"] for row in memory["kinds"] if row["kind"] == "gradient probe")  # type: ignore[attr-defined]
 
 
+def test_a_run_starts_from_weights_as_one_process_does(quick_config: QuickConfig, tmp_path: Path) -> None:
+    train(quick_config("method=dense"), tmp_path / "dense", 1)
+    config = quick_config(*FOUR, FSDP, "train.deterministic=true", f"model.init_from={tmp_path / 'dense'}")
+    for size in (1, 2):
+        train(config, tmp_path / str(size), size, in_double_precision)
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), abs=1e-10)
+    assert losses(tmp_path / "2", "eval")[0] == pytest.approx(losses(tmp_path / "1", "eval")[0], abs=1e-10)
+    assert apart(weights(tmp_path / "2", 6), weights(tmp_path / "1", 6)) < 1e-10
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("first", LAYOUTS)
 def test_a_checkpoint_of_any_layout_goes_into_any_other(quick_config: QuickConfig, tmp_path: Path, first: str) -> None:
