@@ -10,8 +10,8 @@ from smet_train import __version__
 from smet_train.errors import CheckpointError
 from smet_train.sparse.ledger import sparse_layers
 from smet_train.sparse.shards import is_sharded, local, part_of
-from smet_train.train.checkpoint import Snapshot
 from smet_train.train.run import Run, TrainState
+from smet_train.train.snapshot import Snapshot
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -67,28 +67,33 @@ def _names(model: nn.Module) -> dict[Tensor, str]:
     return {parameter: name for name, parameter in model.named_parameters()}
 
 
-def capture(run: Run) -> Snapshot:
-    """Everything that decides how ``run`` goes on. The tensors share memory with the run: write them before the next
-    step.
+def held_tensors(run: Run) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Every tensor that decides how ``run`` goes on, sharing memory with it, and the optimizer's plain values. What is
+    split over the processes is a DTensor."""
 
-    What is split over the processes is gathered tensor by tensor; the leading process has it whole, on the CPU, and the
-    others have nothing in its place.
-    """
-
-    def gather(part: Tensor, like: Tensor) -> Tensor:
+    def split(part: Tensor, like: Tensor) -> Tensor:
         if not is_sharded(like):
             return part
-        everything = run.processes.whole(part, like)
-        return everything.cpu() if run.processes.leads else everything.new_empty(0)
+        from smet_train.train.distributed_checkpoint import split_as
 
-    optimizer_tensors, optimizer_plain = run.optimizer.state_for_checkpoint(_names(run.model), gather)
+        return split_as(part, like)
+
+    optimizer_tensors, optimizer_plain = run.optimizer.state_for_checkpoint(_names(run.model), split)
+    tensors = {
+        "model": model_tensors(run.model),
+        "optimizer": optimizer_tensors,
+        "random": random_state(run.device),
+        "topology": run.topology.tensors(),
+    }
+    return tensors, optimizer_plain
+
+
+def capture(run: Run) -> Snapshot:
+    """Everything that decides how ``run`` goes on. The tensors share memory with the run: write them before the next
+    step."""
+    tensors, optimizer_plain = held_tensors(run)
     return Snapshot(
-        tensors={
-            "model": {name: gather(local(tensor), tensor) for name, tensor in model_tensors(run.model).items()},
-            "optimizer": optimizer_tensors,
-            "random": random_state(run.device),
-            "topology": run.topology.tensors(),
-        },
+        tensors=tensors,
         plain={
             "version": __version__,
             **asdict(run.state),
