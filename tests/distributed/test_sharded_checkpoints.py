@@ -1,4 +1,4 @@
-"""Checkpoints in torch's distributed format: written by all processes, read by any number of them, as safe as others."""
+"""Checkpoints in torch's distributed format: written by all processes, read by any number, as safe as others."""
 
 import errno
 import io
@@ -22,7 +22,6 @@ from smet_train.errors import CheckpointError, ConfigError
 from smet_train.export.write import export
 from smet_train.initial import open_pretrained
 from smet_train.job import run_training
-from smet_train.tracking.jsonl import read_events
 from smet_train.train import distributed_checkpoint, files, loop
 from smet_train.train.checkpoint import checkpoint_steps, load_checkpoint, what_is_wrong
 from smet_train.train.distributed_checkpoint import StoredParts
@@ -32,7 +31,19 @@ from smet_train.train.run import Run
 from smet_train.train.state import model_tensors
 from smet_train.train.stored_model import stored_model
 from smet_train.trained import open_trained
-from tests.distributed.ranks import FOUR, end, in_double_precision, patched, said, start, train, weights
+from tests.distributed.ranks import (
+    FOUR,
+    apart,
+    end,
+    in_double_precision,
+    losses,
+    patched,
+    said,
+    start,
+    stop_after,
+    train,
+    weights,
+)
 from tests.faults.trials import digest
 
 QuickConfig = Callable[..., Config]
@@ -87,10 +98,10 @@ def test_the_files_are_those_of_torch(saved: Path, tmp_path: Path) -> None:
         part, _, key = name.partition(".")
         assert torch.equal(tensor, ours.tensors[part][key])
     assert "model.model.embed_tokens.weight" in theirs
-    assert sum(name.endswith(".age") for name in theirs) == 7
+    assert sum(name.endswith(".age") for name in theirs) == 14
     parts = [(checkpoint / "sharded" / name).stat().st_size for name in FILES[1:]]
-    n_bytes = sum(tensor.nbytes for tensor in theirs.values())
-    assert max(parts) < 0.6 * n_bytes < 0.6 * sum(parts)
+    assert sum(tensor.nbytes for tensor in theirs.values()) < sum(parts)
+    assert max(parts) < 0.55 * sum(parts)
 
 
 def test_what_one_process_asks_of_a_checkpoint_it_is_told(
@@ -104,7 +115,7 @@ def test_what_one_process_asks_of_a_checkpoint_it_is_told(
     assert set(stored.names) == held.keys()
     for name, tensor in held.items():
         assert name in stored
-        assert stored.shape(name) == tuple(tensor.shape)
+        assert not tensor.is_floating_point() or stored.shape(name) == tuple(tensor.shape)
         assert torch.equal(stored.read(name), tensor)
     assert "model.embed_tokens.bias" not in stored
     config = quick_config(f"model.init_from={saved}", "train.steps=1")
@@ -135,14 +146,13 @@ def test_a_process_reads_its_part_alone(saved: Path, quick_config: QuickConfig, 
 def test_two_processes_then_one_then_four_are_as_one(quick_config: QuickConfig, tmp_path: Path) -> None:
     whole = quick_config("train.parallel=fsdp", *FOUR)
     train(whole, tmp_path / "whole", 1, in_double_precision)
-    for size, steps in ((2, 2), (1, 4), (4, 6)):
-        config = quick_config("train.parallel=fsdp", *FOUR, f"train.steps={steps}")
-        config.topology.stop_at = whole.topology.stop_at
-        config.optimizer.schedule = whole.optimizer.schedule
-        train(config, tmp_path / "parts", size, in_double_precision)
-    steps_at = [event["step"] for event in read_events(tmp_path / "parts/metrics.jsonl") if event["event"] == "train"]
-    assert steps_at == [1, 2, 3, 4, 5, 6]
-    assert load_checkpoint(newest(tmp_path / "parts")).plain["tokens"] == 6 * 4 * 32
+    parts = tmp_path / "parts"
+    for size, stop in ((2, partial(stop_after, 2, signal.SIGUSR1)), (1, partial(stop_after, 4, signal.SIGUSR1))):
+        train(whole, parts, size, in_double_precision, stop)
+    train(whole, parts, 4, in_double_precision)
+    assert checkpoint_steps(parts / "checkpoints") == [3, 5, 6]
+    assert losses(parts) == pytest.approx(losses(tmp_path / "whole"), abs=1e-10)
+    assert apart(weights(parts, 6), weights(tmp_path / "whole", 6)) < 1e-10
 
 
 def cut(file: Path) -> None:
