@@ -130,8 +130,9 @@ class _Flushed(FileSystem):
         try:
             yield stream
         except RuntimeError as error:
-            # torch.save has nothing to say of what went wrong with the file
-            raise stream.failure or error from error
+            if stream.failure is None:
+                raise
+            raise stream.failure from error  # torch.save has nothing to say of it
         finally:
             stream.close()
         files.disk.sync(path)

@@ -185,11 +185,15 @@ class Foreign:
         return os.system, ("false",)
 
 
+def holding(what: Any) -> bytes:
+    return pickle.dumps(Metadata({"a": what}))
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
         (pickle.dumps(Foreign()), "does not describe tensors (it names posix.system)"),
-        (pickle.dumps(Metadata({"a": Foreign()})), "does not describe tensors (it names posix.system)"),
+        (holding(Foreign()), "does not describe tensors (it names posix.system)"),
         (
             b"ctorch.distributed.checkpoint.metadata\nos.system\n.",
             "does not describe tensors (it names torch.distributed.checkpoint.metadata.os.system)",
@@ -197,7 +201,7 @@ class Foreign:
         (b"ctorch\nload\n.", "does not describe tensors (it names torch.load)"),
         (pickle.dumps([1]), "does not describe tensors ('list' object has no attribute 'state_dict_metadata')"),
         (b"", "does not describe tensors (Ran out of input)"),
-        (pickle.dumps(Metadata({"a": StorageMeta()})), "does not describe tensors alone"),
+        (holding(StorageMeta()), "does not describe tensors alone"),
     ],
     ids=range(7),
 )
