@@ -258,6 +258,7 @@ def build_run(
             Keep(config.checkpoint.keep, config.checkpoint.keep_every),
             asynchronous=config.checkpoint.asynchronous,
             warn=config.checkpoint.on_error.name == "warn",
+            processes=processes,
         ),
         guard=StepGuard(
             max_bad_steps=config.train.max_bad_steps,

@@ -23,6 +23,7 @@ from smet_train.sparse.index_coding import decode_sites
 from smet_train.sparse_model import model_spec
 from smet_train.train.checkpoint import load_plain
 from smet_train.train.resume import find_checkpoint
+from smet_train.train.stored_model import stored_model
 
 _SHAPES = (
     "family",
@@ -93,7 +94,7 @@ def _from_run(folder: Path, config: Config) -> Pretrained:
         saved = from_dict(load_plain(checkpoint)["config"])
     except CheckpointError as error:
         raise ConfigError(f"model.init_from: {error}", exit_status=error.exit_status) from error
-    tensors = stored_tensors(checkpoint)
+    tensors = stored_model(checkpoint)
     return Pretrained(
         name=str(checkpoint),
         tensors=tensors,

@@ -49,7 +49,7 @@ from smet_train.train.processes import Processes, joined
 from smet_train.train.resume import choose_checkpoint, is_finished
 from smet_train.train.run import Run
 from smet_train.train.signals import StopRequest
-from smet_train.train.state import restore
+from smet_train.train.state import held_tensors, restore
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +231,8 @@ def start(run: Run, config: Config, checkpoint: Path | None, changes: Sequence[C
         return
     own = checkpoint.parent.resolve() == run.checkpoints.resolve()
     try:
-        restore(run, load_checkpoint(checkpoint), same_folder=own)
+        into = None if run.sharded is None else held_tensors(run)[0]
+        restore(run, load_checkpoint(checkpoint, into), same_folder=own)
     except DataError as error:
         raise about_changed_files(error, changes) from error
     if run.processes.leads:

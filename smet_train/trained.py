@@ -59,7 +59,7 @@ def open_trained(path: Path, device: torch.device | str = "cpu", *, backend: str
         ConfigError, BackendError: if its settings can't be built here.
     """
     checkpoint = find_checkpoint(path)
-    snapshot = load_checkpoint(checkpoint)
+    snapshot = load_checkpoint(checkpoint, only="model")
     config = from_dict(snapshot.plain["config"])
     tokenizer = _tokenizer(checkpoint, snapshot.plain["data"]["identity"]["tokenizer"])
     # Built with the backend that can everything; what another can do is asked of the layers as they are.

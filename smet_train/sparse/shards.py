@@ -34,18 +34,30 @@ def whole_shape(part: Tensor, like: Tensor) -> torch.Size:
     return torch.Size([*like.shape[:1], *part.shape[1:]]) if is_sharded(like) else part.shape
 
 
-def whole(part: Tensor, like: Tensor) -> Tensor:
-    """The whole of which this process holds ``part``, split as ``like`` is; all processes take part."""
+def as_split(part: Tensor, like: Tensor, shape: torch.Size | None = None) -> Tensor:
+    """The whole of which this process holds ``part``, split as ``like`` is: a DTensor that shares its memory.
+
+    Args:
+        shape: of the whole; None = of as many slots as ``like``.
+    """
     if not is_sharded(like):
         return part
     from torch.distributed.tensor import DTensor
 
+    mesh, placements = _split(like)
+    shape = shape or whole_shape(part, like)
+    strides = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=strides)
+
+
+def whole(part: Tensor, like: Tensor) -> Tensor:
+    """The whole of which this process holds ``part``, split as ``like`` is; all processes take part."""
+    if not is_sharded(like):
+        return part
     if part.dtype == torch.int16:  # which neither gloo nor NCCL knows: as two bytes behind the first dimension
         return whole(part.unsqueeze(-1).view(torch.uint8), like).view(torch.int16).squeeze(-1)
-    mesh, placements = _split(like)
-    shape = whole_shape(part, like)
-    strides = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=strides).full_tensor()
+    everything: Tensor = as_split(part, like).full_tensor()  # type: ignore[attr-defined]
+    return everything
 
 
 def held_range(n: int, like: Tensor) -> range:
@@ -65,14 +77,7 @@ def first_element(tensor: Tensor) -> int:
 
 def split_as(everything: Tensor, like: Tensor) -> Tensor:
     """``everything`` as a DTensor that is split over the processes of ``like``, and shares no memory with it."""
-    if not is_sharded(like):
-        return everything
-    from torch.distributed.tensor import DTensor
-
-    mesh, placements = _split(like)
-    shape, strides = everything.shape, everything.stride()
-    part = part_of(everything, like).clone()
-    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=strides)
+    return as_split(part_of(everything, like).clone(), like, everything.shape) if is_sharded(like) else everything
 
 
 def part_of(everything: Tensor, like: Tensor) -> Tensor:

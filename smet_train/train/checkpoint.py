@@ -1,12 +1,14 @@
 """Checkpoints on disk: one folder a step, checked by its manifest, found again, rotated, and read back.
 
 ``manifest.json`` has size and checksum of every file of the checkpoint, its step and the version that wrote it, and a
-checksum of itself. It is written last, so a folder without one was never finished.
+checksum of itself. It is written last, so a folder without one was never finished. What is split over processes lies in
+a folder of its own, in torch's distributed format (:mod:`smet_train.train.distributed_checkpoint`).
 """
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,24 +19,20 @@ from torch import Tensor
 
 from smet_train import __version__
 from smet_train.errors import CheckpointError
+from smet_train.sparse.shards import is_sharded
 from smet_train.train import files
 from smet_train.train.files import Written
+from smet_train.train.processes import ALONE, Processes
+from smet_train.train.snapshot import Snapshot, flat
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
-_READABLE = (2, 3)  # 2 had no coded tensors
+FORMAT, FORMAT_OF_PARTS = 3, 4  # without and with what is split over processes
+_READABLE = (2, 3, 4)  # 2 had no coded tensors
+_PARTS = "sharded"
 _STATE = "state.json"
 _MANIFEST = "manifest.json"
 _PREFIX = "step_"
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """All that a run needs to continue: ``tensors`` by file and name, ``plain`` JSON-able values."""
-
-    tensors: Mapping[str, Mapping[str, Tensor]]
-    plain: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,34 +66,85 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return checkpoint_path(folder, steps[-1]) if steps else None
 
 
-def save_checkpoint(folder: Path, step: int, snapshot: Snapshot, keep: Keep) -> Path:
+def save_checkpoint(folder: Path, step: int, snapshot: Snapshot, keep: Keep, processes: Processes = ALONE) -> Path:
     """Write ``snapshot`` as ``folder/step_XXXXXXXX`` and delete the checkpoints that are not to be kept.
 
     One that can't be deleted is warned of: the new one is there all the same.
 
+    Args:
+        processes: those that hold the parts of what is split, each of which calls this and writes its own. The leading
+            one writes all else.
+
     Raises:
-        CheckpointError: if it can't be written (disk full, no permission); older checkpoints are left as they are, and
-            what was written of this one is deleted as far as possible.
+        CheckpointError: in all ``processes``, if it can't be written (disk full, no permission); older checkpoints are
+            left as they are, and what was written of this one is deleted as far as possible.
     """
     target = checkpoint_path(folder, step)
+
+    def begin() -> Path:
+        with _failure_told(step, target):
+            return _new_working_folder(target, snapshot)
+
+    def finish() -> None:
+        with _failure_told(step, target):
+            _finish(working, target, step, snapshot, parts)
+
     try:
-        working = files.new_working_folder(target)
-        written = {
-            f"{name}.safetensors": files.write_tensors(working / f"{name}.safetensors", tensors, coded=True)
-            for name, tensors in snapshot.tensors.items()
-        }
-        written[_STATE] = files.write_json(working / _STATE, snapshot.plain)
-        files.write_json(working / _MANIFEST, _manifest(step, written))
-        files.publish(working, target)
+        working, parts = processes.told(begin), {}
+        if snapshot.is_split:
+            with _failure_told(step, target):
+                parts = _write_parts(working, snapshot, processes)
+        processes.told(finish)
+    except CheckpointError as error:
+        error.told = not processes.leads
+        if processes.leads:
+            files.remove_leftovers(folder)
+        raise
+    if processes.leads:
+        _rotate(folder, keep)
+    return target
+
+
+@contextmanager
+def _failure_told(step: int, target: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        files.remove_leftovers(folder)
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {target}: {error}; older checkpoints are intact, "
             "make room or permission and start the same command again",
             exit_status=1,
         ) from error
-    _rotate(folder, keep)
-    return target
+
+
+def _new_working_folder(target: Path, snapshot: Snapshot) -> Path:
+    working = files.new_working_folder(target)
+    if snapshot.is_split:
+        files.disk.make_folder(working / _PARTS)
+    return working
+
+
+def _write_parts(working: Path, snapshot: Snapshot, processes: Processes) -> dict[str, Written]:
+    """Write what is split, each process its part."""
+    from smet_train.train.distributed_checkpoint import write_parts
+
+    written = write_parts(working / _PARTS, snapshot.split(), processes)
+    return {f"{_PARTS}/{name}": file for name, file in written.items()}
+
+
+def _finish(working: Path, target: Path, step: int, snapshot: Snapshot, parts: Mapping[str, Written]) -> None:
+    """Write what every process has whole, and the manifest, and publish."""
+    written, held = dict(parts), snapshot.held
+    for part, tensors in snapshot.tensors.items():
+        name = f"{part}.safetensors"
+        unsplit = {key: held[part][key] for key, tensor in tensors.items() if not is_sharded(tensor)}
+        if unsplit or not tensors:
+            written[name] = files.write_tensors(working / name, unsplit, coded=True)
+    written[_STATE] = files.write_json(working / _STATE, snapshot.plain)
+    files.write_json(working / _MANIFEST, _manifest(step, written, FORMAT_OF_PARTS if parts else FORMAT))
+    if parts:
+        files.disk.sync(working / _PARTS)
+    files.publish(working, target)
 
 
 def _rotate(folder: Path, keep: Keep) -> None:
@@ -106,9 +155,9 @@ def _rotate(folder: Path, keep: Keep) -> None:
             log.warning("the checkpoint of step %d, which is not to be kept, can't be deleted: %s", old, error)
 
 
-def _manifest(step: int, written: Mapping[str, Written]) -> dict[str, Any]:
+def _manifest(step: int, written: Mapping[str, Written], format_: int) -> dict[str, Any]:
     content = {
-        "format": FORMAT,
+        "format": format_,
         "version": __version__,
         "step": step,
         "files": {name: asdict(file) for name, file in written.items()},
@@ -160,7 +209,7 @@ def _read_manifest(path: Path) -> dict[str, Written]:
     if not whole:
         raise CheckpointError(f"{_MANIFEST} differs from its checksum")
     if found not in _READABLE:
-        read = " and ".join(map(str, _READABLE))
+        read = ", ".join(map(str, _READABLE))
         raise CheckpointError(f"{_MANIFEST} has format {found}, this version of smet-train reads {read}")
     if checkpoint_path(path.parent, manifest["step"]).name != path.name:
         raise CheckpointError(f"{_MANIFEST} is that of step {manifest['step']}")
@@ -198,8 +247,15 @@ def load_plain(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} can't be used: {error}; resume from another checkpoint") from error
 
 
-def load_checkpoint(path: Path) -> Snapshot:
-    """Read a checkpoint back.
+def load_checkpoint(
+    path: Path, into: Mapping[str, Mapping[str, Tensor]] | None = None, *, only: str | None = None
+) -> Snapshot:
+    """Read a checkpoint back, written by however many processes.
+
+    Args:
+        into: a process's tensors. Of what is split there and was split when it was written, its part alone is read,
+            and into these; a split tensor that is of another shape or dtype has no memory. All else is whole.
+        only: the file whose tensors are read, for instance ``model``, and no others.
 
     Raises:
         CheckpointError: see :func:`load_plain`; also if a file is not as it was written.
@@ -207,7 +263,31 @@ def load_checkpoint(path: Path) -> Snapshot:
     plain = load_plain(path)
     try:
         names = [Path(name) for name in _read_manifest(path) if name.endswith(".safetensors")]
-        tensors = {name.stem: files.read_tensors(path / name) for name in names}
-    except (OSError, ValueError, SafetensorError) as error:
+        wanted = [name for name in names if only in (None, name.stem)]
+        tensors = {name.stem: files.read_tensors(path / name) for name in wanted}
+        folder = parts_folder(path)
+        if folder is not None:
+            for name, tensor in _read_parts(folder, into or {}, only).items():
+                part, _, key = name.partition(".")
+                tensors.setdefault(part, {})[key] = tensor
+    except (CheckpointError, OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} can't be used: {error}; resume from another checkpoint") from error
     return Snapshot(tensors, plain)
+
+
+def parts_folder(path: Path) -> Path | None:
+    """Where a checkpoint holds what was split over processes when it was written; None if nothing was.
+
+    Raises:
+        CheckpointError, OSError: if its manifest can't be read.
+    """
+    listed = _read_manifest(path)
+    return path / _PARTS if any(name.startswith(f"{_PARTS}/") for name in listed) else None
+
+
+def _read_parts(folder: Path, into: Mapping[str, Mapping[str, Tensor]], only: str | None) -> dict[str, Tensor]:
+    from smet_train.train.distributed_checkpoint import StoredParts
+
+    stored = StoredParts(folder)
+    names = [name for name in stored.described if only in (None, name.partition(".")[0])]
+    return stored.read_into(names, flat(into))

@@ -6,6 +6,7 @@ mixture.
 """
 
 import errno
+import io
 import json
 import logging
 import os
@@ -40,13 +41,15 @@ _DTYPES = {
 class Disk:
     """The file system. Tests put one in its place that fails, or that forgets what was not flushed."""
 
+    def create(self, path: Path) -> io.FileIO:
+        """A new file to write to, not yet flushed."""
+        return path.open("xb", buffering=0)
+
     def write(self, path: Path, parts: Iterator[memoryview | bytes]) -> None:
         """A new file of ``parts``, not yet flushed."""
-        with path.open("xb", buffering=0) as file:
+        with self.create(path) as file:
             for part in parts:
-                left = memoryview(part)
-                while left:
-                    left = left[file.write(left) :]
+                write_all(file, part)
 
     def sync(self, path: Path) -> None:
         """Flush a file, or the entries of a folder where the file system can."""
@@ -85,6 +88,13 @@ class Written:
 
     n_bytes: int
     checksum: str
+
+
+def write_all(file: io.FileIO, part: memoryview | bytes) -> None:
+    """Write ``part``, of which a disk may take less than all at once."""
+    left = memoryview(part)
+    while left:
+        left = left[file.write(left) :]
 
 
 def write(path: Path, parts: Iterator[memoryview | bytes]) -> Written:

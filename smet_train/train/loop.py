@@ -257,15 +257,16 @@ def save(run: Run, *, last: bool = False) -> bool:
     Raises:
         RollBack, TrainingError: if the state holds a NaN or an infinity; it is not written.
     """
-    if run.processes.told(lambda: run.saver.has(run.state.step)):
+    if run.saver.has(run.state.step):
         return False
     started_s = time.monotonic()
     with run.throughput.paused():
         snapshot = capture(run)
-        bad = run.processes.told(lambda: first_not_finite(snapshot.tensors))
+        found = run.processes.each(lambda: first_not_finite(snapshot.held))
+        bad = next((name for name in found if name is not None), None)
         if bad is not None:
             go_back(run, f"the state to be saved is not finite ({bad})")
-        run.processes.told(lambda: run.saver.save(run.state.step, snapshot, last=last))
+        run.saver.save(run.state.step, snapshot, last=last)
     log.info("checkpoint of step %d: the loop waited %.2f s", run.state.step, time.monotonic() - started_s)
     return True
 

@@ -42,6 +42,23 @@ class Processes:
         self.seed = seed
         self.sent_bytes = 0
         self._group = group
+        self._aside: Processes | None = None
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """Through which they tell each other what is on the CPU; for what torch does with it."""
+        return self._group
+
+    def aside(self) -> "Processes":
+        """The same processes with a group of its own, for what they do in the background: there its order is another
+        one than here. Made by the first call."""
+        if self.size == 1:
+            return self
+        if self._aside is None:
+            with lost_process_told():
+                group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+            self._aside = Processes(self.rank, self.size, group, self.seed)
+        return self._aside
 
     @property
     def leads(self) -> bool:
@@ -88,6 +105,30 @@ class Processes:
             raise heard
         result: T = given[0]
         return result
+
+    def each(self, make: Callable[[], T]) -> list[T]:
+        """What ``make`` returns in each process, in all of them.
+
+        Raises:
+            SmetError: that of the first process that has one, in every process; the leader tells it.
+        """
+        if self.size == 1:
+            return [make()]
+        mine: tuple[Any, Any]
+        try:
+            mine = make(), None
+        except SmetError as error:
+            mine = None, (type(error), str(error), error.exit_status)
+        every: list[Any] = [None] * self.size
+        with lost_process_told():
+            dist.all_gather_object(every, mine, group=self._group)
+        for _, failure in every:
+            if failure is not None:
+                kind, message, status = failure
+                heard: SmetError = kind(message, exit_status=status)
+                heard.told = not self.leads
+                raise heard
+        return [made for made, _ in every]
 
     def scattered(self, parts: list[Tensor] | None, like: Tensor) -> Tensor:
         """Fill ``like`` with this process's one of the leader's ``parts``, which are of its shape and dtype."""

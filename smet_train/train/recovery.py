@@ -2,12 +2,14 @@
 
 import logging
 import time
+from pathlib import Path
 from typing import NoReturn
 
 from smet_train.errors import CheckpointError, TrainingError
 from smet_train.tracking.jsonl import JsonlSink
 from smet_train.train.checkpoint import Keep, save_checkpoint
 from smet_train.train.guard import RollBack
+from smet_train.train.processes import ALONE, Processes
 from smet_train.train.run import Run
 from smet_train.train.state import capture
 
@@ -34,7 +36,7 @@ def go_back(run: Run, what: str) -> NoReturn:
         TrainingError: if there is no checkpoint, or the run has gone back often enough.
     """
     step = run.state.step + 1
-    newest = run.processes.told(run.saver.newest)
+    newest = run.saver.newest()
     if newest is not None and run.guard.rollbacks < run.guard.max_rollbacks:
         note_incident(run, what, f"going back to {newest.name}, with the data from here on")
         run.guard.rollbacks += 1
@@ -51,9 +53,13 @@ def go_back(run: Run, what: str) -> NoReturn:
 
 def keep_for_inspection(run: Run) -> str:
     """Save the state where no run starts from; returns what became of it."""
-    snapshot = capture(run)
+    snapshot, processes = capture(run), run.processes
+
+    def write(writers: Processes) -> Path:
+        return save_checkpoint(run.folder / "inspect", run.state.step, snapshot, Keep(1), writers)
+
     try:
-        path = run.processes.told(lambda: save_checkpoint(run.folder / "inspect", run.state.step, snapshot, Keep(1)))
+        path = write(processes) if snapshot.is_split else processes.told(lambda: write(ALONE))
     except CheckpointError as error:
         return f"could not be kept: {error}"
     return f"is kept in {path}"

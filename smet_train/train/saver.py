@@ -9,14 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from smet_train.errors import CheckpointError
-from smet_train.train.checkpoint import Keep, Snapshot, checkpoint_path, latest_checkpoint, save_checkpoint
+from smet_train.errors import CheckpointError, SmetError
+from smet_train.train.checkpoint import Keep, checkpoint_path, latest_checkpoint, save_checkpoint
+from smet_train.train.processes import ALONE, Processes
+from smet_train.train.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
 
 class Saver:
-    """One writer of ``folder``.
+    """The writer of ``folder``: the leading process, or all of them if what they save is split over them. Every method
+    but :meth:`close` is called by all.
 
     In the background, a save copies the tensors to memory of its own and returns; the next save waits until it is
     written. That memory, as much as is saved, is kept from save to save: to have the system hand it out anew would take
@@ -28,8 +31,17 @@ class Saver:
         warn: a save that fails is a warning, unless it is the last.
     """
 
-    def __init__(self, folder: Path, keep: Keep, *, asynchronous: bool = False, warn: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: Keep,
+        *,
+        asynchronous: bool = False,
+        warn: bool = False,
+        processes: Processes = ALONE,
+    ) -> None:
         self.folder = folder
+        self._processes = processes
         self._keep = keep
         self._asynchronous = asynchronous
         self._warn = warn
@@ -39,29 +51,45 @@ class Saver:
 
     def has(self, step: int) -> bool:
         """Whether the checkpoint of ``step`` is there."""
-        self._wait()
-        return checkpoint_path(self.folder, step).is_dir()
+
+        def look() -> bool:
+            self._wait()
+            return checkpoint_path(self.folder, step).is_dir()
+
+        return self._processes.told(look)
 
     def newest(self) -> Path | None:
         """The checkpoint of the highest step, or None."""
-        self._wait()
-        return latest_checkpoint(self.folder)
+
+        def look() -> Path | None:
+            self._wait()
+            return latest_checkpoint(self.folder)
+
+        return self._processes.told(look)
 
     def save(self, step: int, snapshot: Snapshot, *, last: bool = False) -> None:
         """Write ``snapshot``, or begin to; the ``last`` one is there when this returns.
 
         Raises:
-            CheckpointError: if this save or the one before could not be written. If that is to be a warning, only if
-                this is the last.
+            CheckpointError: in all processes, if this save or the one before could not be written. If that is to be a
+                warning, only if this is the last.
         """
+        if snapshot.is_split:
+            self._save(step, snapshot, self._processes, last=last)
+        else:
+            self._processes.told(lambda: self._save(step, snapshot, ALONE, last=last))
+
+    def _save(self, step: int, snapshot: Snapshot, writers: Processes, *, last: bool) -> None:
         self._settle()
         if self._asynchronous and not last:
-            self._copies = {part: self._copied(part, held) for part, held in snapshot.tensors.items()}
-            copied = Snapshot(self._copies, json.loads(json.dumps(snapshot.plain)))
-            self._thread = threading.Thread(target=self._write, args=(step, copied), name="smet-train saver")
+            self._copies = {part: self._copied(part, held) for part, held in snapshot.held.items()}
+            copied = Snapshot(snapshot.tensors, json.loads(json.dumps(snapshot.plain)), self._copies)
+            self._thread = threading.Thread(
+                target=self._write, args=(step, copied, writers.aside()), name="smet-train saver"
+            )
             self._thread.start()
         else:
-            self._write(step, snapshot)
+            self._write(step, snapshot, writers)
             self._settle(must=last)
 
     def _copied(self, part: str, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -83,13 +111,14 @@ class Saver:
             return
         if must or not self._warn or not isinstance(error, CheckpointError):
             raise error
-        log.warning("%s (checkpoint.on_error=warn: training goes on)", error)
+        if not error.told:
+            log.warning("%s (checkpoint.on_error=warn: training goes on)", error)
 
     def close(self) -> None:
         """Wait for what is being written. What went wrong with it is a warning: the run ends by something else."""
         self._wait()
         error, self._error = self._error, None
-        if error is not None:
+        if error is not None and not (isinstance(error, SmetError) and error.told):
             log.warning("%s", error)
 
     def _wait(self) -> None:
@@ -97,8 +126,8 @@ class Saver:
             self._thread.join()
             self._thread = None
 
-    def _write(self, step: int, snapshot: Snapshot) -> None:
+    def _write(self, step: int, snapshot: Snapshot, writers: Processes) -> None:
         try:
-            save_checkpoint(self.folder, step, snapshot, self._keep)
+            save_checkpoint(self.folder, step, snapshot, self._keep, writers)
         except Exception as error:  # of a thread that nobody would hear of otherwise
             self._error = error

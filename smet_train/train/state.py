@@ -10,9 +10,9 @@ from smet_train import __version__
 from smet_train.errors import CheckpointError
 from smet_train.sparse.index import unpack
 from smet_train.sparse.ledger import sparse_layers
-from smet_train.sparse.shards import is_sharded, local, part_of
-from smet_train.train.checkpoint import Snapshot
+from smet_train.sparse.shards import as_split, local, part_of, whole
 from smet_train.train.run import Run, TrainState
+from smet_train.train.snapshot import Snapshot
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -45,7 +45,8 @@ def restore_model(model: nn.Module, saved: dict[str, Tensor] | Any) -> None:
             )
         local(tensor).copy_(part_of(saved[name], tensor))
     for name, layer in sparse_layers(model).items():
-        layer.layout.validate_index(unpack(saved[f"{name}.packed_index"], layer.layout))
+        index = saved[f"{name}.packed_index"]  # split where this process has read its part alone
+        layer.layout.validate_index(unpack(whole(local(index), index), layer.layout))
         layer.topology_changed()
 
 
@@ -68,28 +69,25 @@ def _names(model: nn.Module) -> dict[Tensor, str]:
     return {parameter: name for name, parameter in model.named_parameters()}
 
 
+def held_tensors(run: Run) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Every tensor that decides how ``run`` goes on, sharing memory with it, and the optimizer's plain values. What is
+    split over the processes is a DTensor."""
+    optimizer_tensors, optimizer_plain = run.optimizer.state_for_checkpoint(_names(run.model), as_split)
+    tensors = {
+        "model": model_tensors(run.model),
+        "optimizer": optimizer_tensors,
+        "random": random_state(run.device),
+        "topology": run.topology.tensors(),
+    }
+    return tensors, optimizer_plain
+
+
 def capture(run: Run) -> Snapshot:
     """Everything that decides how ``run`` goes on. The tensors share memory with the run: write them before the next
-    step.
-
-    What is split over the processes is gathered tensor by tensor; the leading process has it whole, on the CPU, and the
-    others have nothing in its place.
-    """
-
-    def gather(part: Tensor, like: Tensor) -> Tensor:
-        if not is_sharded(like):
-            return part
-        everything = run.processes.whole(part, like)
-        return everything.cpu() if run.processes.leads else everything.new_empty(0)
-
-    optimizer_tensors, optimizer_plain = run.optimizer.state_for_checkpoint(_names(run.model), gather)
+    step."""
+    tensors, optimizer_plain = held_tensors(run)
     return Snapshot(
-        tensors={
-            "model": {name: gather(local(tensor), tensor) for name, tensor in model_tensors(run.model).items()},
-            "optimizer": optimizer_tensors,
-            "random": random_state(run.device),
-            "topology": {name: gather(local(bits), bits) for name, bits in run.topology.tensors().items()},
-        },
+        tensors=tensors,
         plain={
             "version": __version__,
             **asdict(run.state),

@@ -114,8 +114,8 @@ MUTANTS = [
     Mutant(
         "the manifest before the state",
         CHECKPOINT,
-        "        written[_STATE] = files.write_json(working / _STATE, snapshot.plain)\n",
-        "        files.write_json(working / _STATE, snapshot.plain)\n",
+        "    written[_STATE] = files.write_json(working / _STATE, snapshot.plain)\n",
+        "    files.write_json(working / _STATE, snapshot.plain)\n",
         "tests/faults/test_damage.py",
     ),
     Mutant(

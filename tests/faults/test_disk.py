@@ -13,8 +13,9 @@ import torch
 
 from smet_train.errors import CheckpointError
 from smet_train.train import files
-from smet_train.train.checkpoint import Keep, Snapshot, load_checkpoint, save_checkpoint
+from smet_train.train.checkpoint import Keep, load_checkpoint, save_checkpoint
 from smet_train.train.resume import choose_checkpoint
+from smet_train.train.snapshot import Snapshot
 from tests.faults.power import Machine, RecordingDisk
 
 RUN = "outputs/run"

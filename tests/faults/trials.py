@@ -80,7 +80,8 @@ def digest(folder: Path, step: int) -> str:
     (all of the checkpoint of ``step``), and metrics.jsonl without what depends on the clock."""
     found = hashlib.sha256()
     path = folder / "checkpoints" / f"step_{step:08d}"
-    names = sorted(file.name for file in path.glob("*.safetensors"))
+    found_in = (path.glob("*.safetensors"), path.glob("sharded/*"))
+    names = sorted(str(file.relative_to(path)) for files in found_in for file in files)
     found.update(repr(names).encode())
     for name in names:
         found.update((path / name).read_bytes())

@@ -12,7 +12,6 @@ from smet_train.errors import CheckpointError
 from smet_train.train import files
 from smet_train.train.checkpoint import (
     Keep,
-    Snapshot,
     _own_checksum,
     checkpoint_steps,
     latest_checkpoint,
@@ -21,6 +20,7 @@ from smet_train.train.checkpoint import (
     save_checkpoint,
     what_is_wrong,
 )
+from smet_train.train.snapshot import Snapshot
 
 
 def snapshot(step: int = 5) -> Snapshot:

@@ -6,8 +6,9 @@ import pytest
 
 from smet_train.errors import CheckpointError
 from smet_train.train import files
-from smet_train.train.checkpoint import Keep, Snapshot, checkpoint_steps, save_checkpoint
+from smet_train.train.checkpoint import Keep, checkpoint_steps, save_checkpoint
 from smet_train.train.resume import choose_checkpoint, is_finished
+from smet_train.train.snapshot import Snapshot
 
 
 def run_with(folder: Path, *steps: int) -> Path:

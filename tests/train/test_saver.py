@@ -10,8 +10,9 @@ import torch
 
 from smet_train.errors import CheckpointError
 from smet_train.train import checkpoint, files, saver
-from smet_train.train.checkpoint import Keep, Snapshot, checkpoint_steps, load_checkpoint
+from smet_train.train.checkpoint import Keep, checkpoint_steps, load_checkpoint
 from smet_train.train.saver import Saver
+from smet_train.train.snapshot import Snapshot
 
 
 @pytest.fixture

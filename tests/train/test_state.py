@@ -14,8 +14,9 @@ from smet_train.config.schema import Config
 from smet_train.errors import CheckpointError, LayoutError
 from smet_train.job import run_training
 from smet_train.sparse import sparsify
-from smet_train.train.checkpoint import Snapshot, load_checkpoint
+from smet_train.train.checkpoint import load_checkpoint
 from smet_train.train.signals import StopRequest
+from smet_train.train.snapshot import Snapshot
 from smet_train.train.state import model_tensors, restore, restore_model
 
 
