@@ -1,7 +1,9 @@
 """The console script ``smet-train``: a run or a sweep, with every mistake told in one message."""
 
+import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from smet_train.config.launch import launch, resume
 from smet_train.config.schema import Config
 from smet_train.errors import SmetError, memory_shortage
 from smet_train.tracking.tensorboard_sink import require_tensorboard
+
+_FIRST_WORD_S = 10.0  # torchrun ends the wait when the other process has ended
 
 
 def main() -> None:
@@ -33,7 +37,9 @@ def _status(arguments: list[str]) -> int:
     try:
         return resume(_train, arguments[1:]) if arguments[0] == "resume" else launch(_train, arguments)
     except SmetError as error:
-        if not error.told:
+        if error.told:
+            _let_the_other_speak()
+        else:
             print(f"smet-train: {ranks.name()}{error}", file=sys.stderr)
         return error.exit_status
     except Exception as error:
@@ -44,6 +50,12 @@ def _status(arguments: list[str]) -> int:
         traceback.print_exc()
         print(f"smet-train: {ranks.name()}a failure that it does not know; the lines above say where", file=sys.stderr)
         return 1
+
+
+def _let_the_other_speak() -> None:
+    """torchrun ends all processes as soon as one has failed: give the one that prints the error the time to do so."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        time.sleep(_FIRST_WORD_S)
 
 
 def _train(config: Config, run_folder: Path) -> int:

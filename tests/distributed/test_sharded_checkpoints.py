@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -275,6 +276,31 @@ def test_a_save_that_fails_in_one_process_may_be_a_warning(
     assert digest(tmp_path, 6) == digest(saved, 6)
 
 
+def write_after_the_next_step() -> None:
+    """Hold what is written in the background until the run has moved on."""
+    write, report_step = distributed_checkpoint.write_parts, loop.report_step
+    reached: list[int] = [0]
+
+    def report(run: Run, *numbers: float) -> None:
+        report_step(run, *numbers)
+        reached[0] = run.state.step
+
+    def late(folder: Path, *others: Any) -> Any:
+        step = int(folder.parent.name[-8:])
+        while step < 6 and reached[0] <= step:  # the last step
+            time.sleep(0.01)
+        return write(folder, *others)
+
+    patched("smet_train.train.loop.report_step", report)
+    patched("smet_train.train.distributed_checkpoint.write_parts", late)
+
+
+def test_in_the_background_a_copy_is_written(quick_config: QuickConfig, saved: Path, tmp_path: Path) -> None:
+    train(quick_config(*SHARDED, "checkpoint.asynchronous=true"), tmp_path, 2, write_after_the_next_step)
+    for step in (2, 4, 6):
+        assert digest(tmp_path, step) == digest(saved, step)
+
+
 def die_writing(step: int) -> None:
     """SIGKILL to this process while it writes its part of the checkpoint of ``step``."""
     write = distributed_checkpoint._NewFile.write
@@ -308,6 +334,47 @@ def test_killed_in_a_save_the_run_goes_on_bit_for_bit(
     for step in (4, 6):
         assert what_is_wrong(tmp_path / f"checkpoints/step_{step:08d}") is None
     assert digest(tmp_path, 6) == digest(saved, 6)
+
+
+class Recording(files.Disk):
+    """Notes in a file what reaches the disk, in its order."""
+
+    def __init__(self, notes: Path) -> None:
+        self.notes = notes
+
+    def note(self, call: str) -> None:
+        with self.notes.open("a", encoding="utf-8") as file:
+            file.write(f"{call}\n")
+
+    def sync(self, path: Path) -> None:
+        self.note(f"sync {path.name}")
+        super().sync(path)
+
+    def rename(self, path: Path, target: Path) -> None:
+        self.note(f"rename to {target.name}")
+        super().rename(path, target)
+
+
+def record(notes: Path) -> None:
+    files.disk = Recording(notes)
+
+
+def test_files_are_on_disk_before_the_folder_gets_its_name(quick_config: QuickConfig, tmp_path: Path) -> None:
+    config = quick_config(*SHARDED, "checkpoint.interval=0")
+    notes = [tmp_path / f"calls of {rank}" for rank in range(2)]
+    processes = start(config, tmp_path, 2, of={rank: partial(record, notes[rank]) for rank in range(2)})
+    assert end(processes) == [0, 0], said(tmp_path)
+    first, second = (path.read_text(encoding="utf-8").splitlines() for path in notes)
+    assert second == ["sync __1_0.distcp"]
+    calls = first[first.index("sync __0_0.distcp") :]
+    assert calls[:3] == ["sync __0_0.distcp", "sync .metadata.tmp", "rename to .metadata"]
+    assert calls[calls.index("sync manifest.json") :] == [
+        "sync manifest.json",
+        "sync sharded",
+        "sync .writing-step_00000006",
+        "rename to step_00000006",
+        "sync checkpoints",
+    ]
 
 
 def see_no_folder() -> None:

@@ -42,9 +42,38 @@ CRASHED = "tests/test_job.py -k 'crashed and probe_windows and 3'"
 MOVED = "tests/test_job.py -k 'crashed and probe_windows and 5'"  # after an update
 
 PROBE, BATCHES, GRADIENTS = "topology/probe.py", "train/shared_batches.py", "train/shared_gradients.py"
+PARTS, SHARDED = "train/distributed_checkpoint.py", "tests/distributed/test_sharded_checkpoints.py"
 AS_ONE = "tests/distributed/test_as_one.py -k 'smet_rigl or dense'"
 
 MUTANTS = [
+    Mutant(
+        "the description of a sharded checkpoint may name anything",
+        PARTS,
+        "        if known or (",
+        "        if module or (",
+        f"{SHARDED} -k description",
+    ),
+    Mutant(
+        "a sharded part is published before it is flushed",
+        PARTS,
+        "        files.disk.sync(path)\n        self.written",
+        "        self.written",
+        f"{SHARDED} -k gets_its_name",
+    ),
+    Mutant(
+        "in the background a sharded part is written as it is by then",
+        CHECKPOINT,
+        "snapshot.split(), processes",
+        "Snapshot(snapshot.tensors, {}).split(), processes",
+        f"{SHARDED} -k 'copy_is_written'",
+    ),
+    Mutant(
+        "a part that is not finite is looked for in the first process alone",
+        LOOP,
+        "found = run.processes.each(lambda: first_not_finite(snapshot.held))",
+        "found = [run.processes.told(lambda: first_not_finite(snapshot.held))]",
+        f"{SHARDED} -k not_finite",
+    ),
     Mutant("each process grows by its own gradients", PROBE, "            group.add_up(sums[rows])\n", "", AS_ONE),
     Mutant(
         "each process of a sharded run grows by its own gradients",
