@@ -11,6 +11,7 @@ import torch
 
 from smet_train.cli import eval as evaluation
 from smet_train.cli import export, generate, report, train
+from smet_train.errors import ConfigError
 
 SmetTrain = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -132,3 +133,25 @@ def test_an_unknown_failure_after_training_shows_where_it_was(
     monkeypatch.setattr(report, "_run", lambda _: [][0])
     with pytest.raises(IndexError):
         call_script(report, "run")
+
+
+@pytest.mark.parametrize(("under_torchrun", "waits"), [(True, [10.0]), (False, [])], ids=["torchrun", "alone"])
+def test_an_error_that_another_process_tells_waits_for_it_where_it_would_be_ended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], under_torchrun: bool, waits: list[float]
+) -> None:
+    waited: list[float] = []
+
+    def fail(*_: object) -> int:
+        error = ConfigError("seed=x is not a whole number")
+        error.told = True
+        raise error
+
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if under_torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr(train, "launch", fail)
+    monkeypatch.setattr("smet_train.cli.train.time.sleep", waited.append)
+    monkeypatch.setattr(sys, "argv", ["smet-train", "seed=x"])
+    with pytest.raises(SystemExit) as left:
+        train.main()
+    assert (left.value.code, waited, capsys.readouterr().err) == (2, waits, "")
