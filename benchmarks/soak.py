@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def watch(command: list[str], minutes: float) -> list[tuple[float, int, int]]:
         while (now_s := time.monotonic() - started_s) < 60 * minutes:
             if process.poll() is not None:
                 raise SystemExit(f"the run ended after {now_s:.0f} s with status {process.returncode}")
-            with watched.oneshot():
+            with suppress(psutil.Error), watched.oneshot():  # the next look finds out that it has ended
                 seen.append((now_s, watched.memory_info().rss, watched.num_fds()))
             time.sleep(_PERIOD_S)
         process.send_signal(signal.SIGTERM)
@@ -94,7 +95,9 @@ def main() -> None:
         events = list(read_events(run / "metrics.jsonl"))
     quarters = by_quarter(seen)
     growth = {what: quarters[-1][what] / quarters[0][what] for what in quarters[0]}
-    counts = {kind: sum(event["event"] == kind for event in events) for kind in ("train", "topology", "checkpoint")}
+    counts = {
+        kind: sum(event["event"] == kind for event in events) for kind in ("train", "eval", "topology", "checkpoint")
+    }
     for number, quarter in enumerate(quarters, 1):
         print(
             f"quarter {number}: {quarter['resident_bytes'] / 2**20:.1f} MiB resident, at most "

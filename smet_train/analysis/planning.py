@@ -9,7 +9,7 @@ import torch
 from smet_train.analysis.footprint import MICRO_BATCHES_TAKEN, Footprint, MakeLoss, take_step
 from smet_train.build import build_optimizer, build_rules, build_topology_schedule, probe_micro_batches
 from smet_train.config.schema import Config
-from smet_train.sparse.ledger import count_parameters, sparse_layers
+from smet_train.sparse.ledger import LedgerRow, count_parameters, sparse_layers
 from smet_train.sparse.linear import SparseLinear
 from smet_train.sparse_model import Backends, Vocabulary, build_sparse_model, planned_vocabulary
 from smet_train.topology.ledger import topology_ledger
@@ -93,16 +93,26 @@ def _split(over: int, precision: str) -> Iterator[tuple[Processes, MakeLoss]]:
 def with_topology(
     footprint: Footprint, config: Config, layers: dict[str, SparseLinear], processes: Processes
 ) -> Footprint:
-    """Add what the topology holds. During an update the values have no gradients, so a probe takes their room first."""
-    rows = topology_ledger(
-        layers,
-        build_topology_schedule(config),
-        build_rules(config),
-        explore=config.tracking.exploration,
-        probe_micro_batches=probe_micro_batches(config),
-        group=processes,
-    )
-    held = {row.kind: row.bytes for row in rows}
+    """Add what the topology holds. During an update whole values have no gradients, so a probe takes their room first;
+    split ones have them. What the probe takes differs between processes, and the most that one takes is planned."""
+    by_process = [
+        topology_ledger(
+            layers,
+            build_topology_schedule(config),
+            build_rules(config),
+            explore=config.tracking.exploration,
+            probe_micro_batches=probe_micro_batches(config),
+            group=Processes(rank, processes.size),
+        )
+        for rank in range(processes.size)
+    ]
     gradients = next(row.bytes for row in footprint.rows if row.kind == "gradients")
-    more = held.get("exploration", 0) + max(0, held.get("gradient probe", 0) - gradients)
-    return replace(footprint, rows=[*footprint.rows, *rows], peak_bytes=footprint.peak_bytes + more)
+    room = gradients if processes.size == 1 else 0
+    exploration = max(_bytes_of(rows, "exploration") for rows in by_process)
+    probe = max(_bytes_of(rows, "gradient probe") for rows in by_process)
+    peak_bytes = footprint.peak_bytes + exploration + max(0, probe - room)
+    return replace(footprint, rows=[*footprint.rows, *by_process[processes.rank]], peak_bytes=peak_bytes)
+
+
+def _bytes_of(rows: list[LedgerRow], kind: str) -> int:
+    return sum(row.bytes for row in rows if row.kind == kind)

@@ -43,10 +43,14 @@ _OF_SOURCES = {
 _FLAGS_OF_SETTINGS = (
     ("write data.on_bad=skip to leave such out", "leave the file out"),
     ("write data.on_bad=skip", "leave the file out"),
+    ("data.files=[...]", "--files GLOB"),
+    ("write data.text_field=, its columns", "write --text-field NAME; its columns"),
     ("data.files=", "--files "),
     ("data.files", "--files"),
+    ("data.source=", "--data "),
     ("data.name=", "--name "),
     ("data.subset=", "--subset "),
+    ("data.split=", "--hub-split "),
     ("data.text_field=", "--text-field "),
 )
 

@@ -1,4 +1,4 @@
-"""Tensors of a folder in safetensors files, one or several, read one at a time. Nothing is ever unpickled."""
+"""Tensors of a folder in safetensors files, one or several, read one at a time; nothing is unpickled."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from smet_train.sparse.dense import gather_values
 from smet_train.sparse.linear import SparseLinear
+from smet_train.sparse.shards import local
 from smet_train.topology.candidates import (
     Best,
     Rows,
@@ -80,7 +81,7 @@ def probe_gradients(
     """
     wanted = {layer.values: layer.values.requires_grad for layer in layers.values()}
     best = {name: Best(layer, n_grow[name]) for name, layer in layers.items() if n_grow[name]}
-    at_active = {name: _zeros(layer) for name, layer in layers.items()} if active else {}
+    at_active = {name: zeros(layer) for name, layer in layers.items()} if active else {}
     for values in wanted:
         values.requires_grad_(False)
     try:
@@ -106,8 +107,9 @@ def probe_bytes(
     return dense + candidates + sum(layer.layout.n_values * width(layer) for layer in layers.values() if active)
 
 
-def _zeros(layer: SparseLinear) -> Tensor:
-    return torch.zeros(layer.layout.values_shape, dtype=precise(layer), device=layer.values.device)
+def zeros(layer: SparseLinear) -> Tensor:
+    """Room for the gradients of the values that this process holds."""
+    return torch.zeros_like(local(layer.values.detach()), dtype=precise(layer))
 
 
 def _passes(layers: Mapping[str, SparseLinear], n_grow: Mapping[str, int], n_micro_batches: int) -> list[list[Rows]]:

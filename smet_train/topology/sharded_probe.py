@@ -3,7 +3,8 @@
 The layers are dealt out, and the sums and the best sites of a layer are in one process alone, its owner, to which every
 chunk of its gradient is added up as soon as it is there. All owners together have as much room for sums as one process
 that has the whole model, so the micro-batches are run about as often. If each process has one micro-batch, its owner
-has the whole sum of a chunk at once, and they are run once. What is chosen is what one process would choose.
+has the whole sum of a chunk at once, and they are run once. What is chosen is what one process would choose, but for
+the rounding of gradients: those of the values are summed over processes in the values' dtype.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from smet_train.topology.candidates import (
     width,
 )
 from smet_train.topology.group import Group
-from smet_train.topology.probe import Found
+from smet_train.topology.probe import Found, zeros
 from smet_train.topology.whole import whole_index
 
 
@@ -78,7 +79,7 @@ def probe_sharded(
     """
     owners = _deal(layers, n_grow, group.size)
     best = {name: Best(layer, n_grow[name]) for name, layer in layers.items() if owners.get(name) == group.rank}
-    at_active = {name: _zeros(layer) for name, layer in layers.items()} if active else {}
+    at_active = {name: zeros(layer) for name, layer in layers.items()} if active else {}
     for layer in layers.values():
         layer.values.grad = None
     for number, rows in enumerate(_passes(layers, owners, group.size, len(backward))):
@@ -152,10 +153,6 @@ def _run_pass(
         index_K = whole_index(layers[name], group.whole)
         for rows in [rows for rows in sums if rows.name == name]:
             best[name].offer(rows, sums.pop(rows).div_(n), index_K)
-
-
-def _zeros(layer: SparseLinear) -> Tensor:
-    return torch.zeros_like(local(layer.values.detach()), dtype=precise(layer))
 
 
 def _held_values(layer: SparseLinear) -> int:

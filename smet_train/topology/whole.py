@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from smet_train.sparse.index import unpack
+from smet_train.sparse.layout import Layout
 from smet_train.sparse.linear import SparseLinear
 from smet_train.sparse.shards import Gather, is_sharded, local, part_of
 
@@ -44,7 +45,16 @@ def made_whole(layer: SparseLinear, optimizer: torch.optim.Optimizer, gather: Ga
 
 def whole_index(layer: SparseLinear, gather: Gather) -> Tensor:
     """The active sites of ``layer``, ascending; all processes take part if they are split over them."""
-    return unpack(gather(local(layer.packed_index), layer.packed_index), layer.layout)
+    return sites(layer.packed_index, layer.layout, gather)
+
+
+def sites(packed: Tensor, layout: Layout, gather: Gather) -> Tensor:
+    """The active sites of ``layout`` in ``packed``; all processes take part if it is split over them.
+
+    Raises:
+        LayoutError: if what is packed cannot be an index of ``layout``.
+    """
+    return unpack(gather(local(packed), packed), layout)
 
 
 def _per_slot(held: Any) -> bool:

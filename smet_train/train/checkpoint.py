@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from smet_train import __version__
-from smet_train.errors import CheckpointError
+from smet_train.errors import CheckpointError, SmetError
 from smet_train.sparse.shards import is_sharded
 from smet_train.train import files
 from smet_train.train.files import Written
@@ -78,6 +78,7 @@ def save_checkpoint(folder: Path, step: int, snapshot: Snapshot, keep: Keep, pro
     Raises:
         CheckpointError: in all ``processes``, if it can't be written (disk full, no permission); older checkpoints are
             left as they are, and what was written of this one is deleted as far as possible.
+        ConfigError: alike, if one of ``processes`` does not see the folder.
     """
     target = checkpoint_path(folder, step)
 
@@ -95,7 +96,7 @@ def save_checkpoint(folder: Path, step: int, snapshot: Snapshot, keep: Keep, pro
             with _failure_told(step, target):
                 parts = _write_parts(working, snapshot, processes)
         processes.told(finish)
-    except CheckpointError as error:
+    except SmetError as error:
         error.told = not processes.leads
         if processes.leads:
             files.remove_leftovers(folder)

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Stora
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from smet_train.errors import CheckpointError
+from smet_train.errors import CheckpointError, ConfigError
 from smet_train.sparse.shards import is_sharded
 from smet_train.train import files
 from smet_train.train.files import Written
@@ -61,13 +61,13 @@ def write_parts(folder: Path, split: Mapping[str, tuple[Tensor, Tensor]], proces
         The files that all processes have written.
 
     Raises:
-        CheckpointError: in all processes, if one of them does not see the folder.
+        ConfigError: in all processes, if one of them does not see the folder.
         OSError: in all processes, if one of them can't write.
     """
 
     def see() -> None:
         if not folder.is_dir():
-            raise CheckpointError(
+            raise ConfigError(
                 f"process {processes.rank} does not see {folder}, which process 0 has made: with train.parallel=fsdp "
                 "every process writes its part; let hydra.run.dir= be on a file system that all machines see",
                 exit_status=1,
@@ -75,7 +75,8 @@ def write_parts(folder: Path, split: Mapping[str, tuple[Tensor, Tensor]], proces
 
     processes.each(see)
     system = _Flushed()
-    writer = _Writer(folder, sync_files=False)  # `system` does
+    # `system` flushes; copied one by one, as otherwise every process with a GPU in sight would take some of its memory
+    writer = _Writer(folder, sync_files=False, per_thread_copy_ahead=0)
     writer.fs = system
     whole, held = ({name: pair[place] for name, pair in split.items()} for place in (0, 1))
     with lost_process_told(), _told_by_the_first():
@@ -184,8 +185,12 @@ def _told_by_the_first() -> Iterator[None]:
     try:
         yield
     except CheckpointException as error:
-        failure, _ = next(iter(error.failures.values()))
-        raise failure from error
+        raise _first_failure(error) from error
+
+
+def _first_failure(error: CheckpointException) -> BaseException:
+    failure, _ = next(iter(error.failures.values()))
+    return failure
 
 
 class StoredParts:
@@ -240,8 +245,7 @@ class StoredParts:
                 warnings.filterwarnings("ignore", message="torch.distributed is ")
                 load(tensors, storage_reader=_Reader(self._folder, self._metadata), planner=planner, no_dist=True)
         except CheckpointException as error:
-            failure, _ = next(iter(error.failures.values()))
-            raise CheckpointError(f"{self._folder.name} can't be read ({failure})") from error
+            raise CheckpointError(f"{self._folder.name} can't be read ({_first_failure(error)})") from error
 
 
 class _Reader(FileSystemReader):
@@ -266,7 +270,7 @@ class _DescriptionUnpickler(pickle.Unpickler):
         known = (module, name) in _DESCRIBES
         if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, as no version of torch does that smet-train knows")
 
 
 def _read_description(folder: Path) -> tuple[Metadata, dict[str, tuple[torch.Size, torch.dtype]]]:

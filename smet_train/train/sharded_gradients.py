@@ -5,8 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from smet_train.sparse.ledger import sparse_layers
@@ -26,7 +27,7 @@ class ShardedGradients:
     Args:
         model: with all its parameters, the same in all processes.
         before_split: :func:`smet_train.train.agreement.digests` of ``model``, for a comparison over the processes.
-        mesh: of the processes; None = made of the default group.
+        mesh: of the processes; None = made of the default group, without a word to the others.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class ShardedGradients:
         for layer in sparse_layers(model).values():
             layer.index_as_parameter()
         root = TokenLoss(model, precision)
-        mesh = mesh or init_device_mesh(next(model.parameters()).device.type, (processes.size,))
+        if mesh is None:
+            assert dist.group.WORLD is not None, "of several processes"
+            mesh = DeviceMesh.from_group(dist.group.WORLD, next(model.parameters()).device.type)
         for module in [*blocks(model), root]:
             _count(fully_shard(module, mesh=mesh), processes)
         self._root: Any = root

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from smet_train import __version__
 from smet_train.errors import CheckpointError
-from smet_train.sparse.index import unpack
 from smet_train.sparse.ledger import sparse_layers
 from smet_train.sparse.shards import as_split, local, part_of, whole
+from smet_train.topology.whole import sites
 from smet_train.train.run import Run, TrainState
 from smet_train.train.snapshot import Snapshot
 
@@ -45,8 +45,9 @@ def restore_model(model: nn.Module, saved: dict[str, Tensor] | Any) -> None:
             )
         local(tensor).copy_(part_of(saved[name], tensor))
     for name, layer in sparse_layers(model).items():
-        index = saved[f"{name}.packed_index"]  # split where this process has read its part alone
-        layer.layout.validate_index(unpack(whole(local(index), index), layer.layout))
+        layer.layout.validate_index(
+            sites(saved[f"{name}.packed_index"], layer.layout, whole)
+        )  # it may be read in parts
         layer.topology_changed()
 
 

@@ -17,15 +17,18 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from smet_train.config.schema import Config
 from smet_train.errors import CheckpointError, ConfigError
 from smet_train.export.write import export
 from smet_train.initial import open_pretrained
 from smet_train.job import run_training
+from smet_train.sparse.shards import local, split_as
 from smet_train.train import distributed_checkpoint, files, loop
 from smet_train.train.checkpoint import checkpoint_steps, load_checkpoint, what_is_wrong
-from smet_train.train.distributed_checkpoint import StoredParts
+from smet_train.train.distributed_checkpoint import StoredParts, write_parts
 from smet_train.train.processes import Processes
 from smet_train.train.resume import choose_checkpoint
 from smet_train.train.run import Run
@@ -35,6 +38,7 @@ from smet_train.trained import open_trained
 from tests.distributed.ranks import (
     FOUR,
     apart,
+    each,
     end,
     in_double_precision,
     losses,
@@ -54,7 +58,7 @@ FILES = (".metadata", "__0_0.distcp", "__1_0.distcp")
 
 def gather_nothing_in_a_save() -> None:
     """End this process if it makes anything whole while it saves."""
-    save, whole = loop.save, Processes.whole
+    save, full_tensor = loop.save, DTensor.full_tensor
     saving: list[bool] = []
 
     def note(run: Run, *, last: bool = False) -> bool:
@@ -64,11 +68,11 @@ def gather_nothing_in_a_save() -> None:
         finally:
             saving.pop()
 
-    def watched(self: Processes, part: Tensor, like: Tensor) -> Tensor:
-        return os._exit(5) if saving else whole(self, part, like)
+    def watched(self: DTensor) -> Tensor:
+        return os._exit(5) if saving else full_tensor(self)
 
     patched("smet_train.train.loop.save", note)
-    patched("smet_train.train.processes.Processes.whole", watched)
+    patched("torch.distributed.tensor.DTensor.full_tensor", watched)
 
 
 @pytest.fixture(scope="module")
@@ -389,17 +393,38 @@ def test_a_folder_that_one_process_does_not_see_is_told(quick_config: QuickConfi
     assert "let hydra.run.dir= be on a file system that all machines see" in said(tmp_path)
 
 
-def break_in_planning() -> None:
-    def fail(_: object) -> None:
-        raise ZeroDivisionError("a bug")
+def break_in(name: str) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
 
-    patched("smet_train.train.distributed_checkpoint._Parts.create_local_plan", fail)
+    patched(f"smet_train.train.distributed_checkpoint._Parts.{name}", fail)
 
 
-def test_what_is_no_error_of_the_disk_is_raised_as_it_is(quick_config: QuickConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["create_local_plan", "lookup_object"])
+def test_what_is_no_error_of_the_disk_is_raised_as_it_is(quick_config: QuickConfig, tmp_path: Path, name: str) -> None:
     config = quick_config(*SHARDED, "checkpoint.on_error=warn")
-    assert end(start(config, tmp_path, 2, of={1: break_in_planning})) == [1, 1]
-    assert "ZeroDivisionError: a bug" in said(tmp_path)
+    assert end(start(config, tmp_path, 2, of={1: partial(break_in, name)})) == [1, 1]
+    assert "RuntimeError: a bug" in said(tmp_path)
+
+
+def save_less_than_there_are_processes(folder: Path, processes: Processes) -> None:
+    """Of these tensors some processes hold nothing."""
+    mesh = init_device_mesh("cpu", (processes.size,))
+    wholes = {f"model.{n}": torch.arange(1.0, n + 1) for n in (1, 2, 4)}
+    split = {name: distribute_tensor(every, mesh, [Shard(0)], src_data_rank=None) for name, every in wholes.items()}
+    written = write_parts(folder, {name: (held, held.to_local()) for name, held in split.items()}, processes)
+    assert written.keys() == {path.name for path in folder.iterdir()}
+    stored = StoredParts(folder)
+    for name, tensor in stored.read(wholes).items():
+        assert torch.equal(tensor, wholes[name])
+    targets = {name: split_as(torch.zeros_like(wholes[name]), held) for name, held in split.items()}
+    for name, tensor in stored.read_into(wholes, targets).items():
+        assert tensor is targets[name]
+        assert torch.equal(local(tensor), local(split[name]))
+
+
+def test_a_process_may_hold_nothing_of_a_tensor(tmp_path: Path) -> None:
+    each(3, partial(save_less_than_there_are_processes, tmp_path))
 
 
 def find_no_number() -> None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from random import Random
 
+import psutil
 import pytest
 
 from tests.faults.conftest import CampaignMaker
@@ -18,7 +19,7 @@ KINDS = (
     ["checkpoint.asynchronous=true"],
     ["method=smet_rigl", "train.micro_batch_size=2"],
     ["train.precision=bf16", "sparsity.block_size=8"],
-    ["train.processes=2", "train.micro_batch_size=2"],
+    ["train.processes=2", "train.parallel=fsdp", "train.micro_batch_size=2"],
 )
 COMMAND = [sys.executable, "-m", "smet_train"]
 
@@ -39,8 +40,10 @@ def killed_and_typed_again(overrides: list[str], folder: Path, longest_s: float,
     try:
         process.wait(draw.random() * longest_s)
     except subprocess.TimeoutExpired:
+        others = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
+        psutil.wait_procs(others, timeout=60)  # processes of the run save first, and hold its lock meanwhile
     status = type_in(overrides, folder).wait()
     return f"status {status}: {(folder.parent / 'console.log').read_text()[-2000:]}" if status else None
 
