@@ -221,9 +221,9 @@ def _check(arguments: Namespace, check: Callable[[Config], None] | None) -> Path
         folder = _output_folder(settings, "sweep" if sweeps else "run")
     if check is not None:
         check(config)
+    check_writable(folder)
     if not sweeps:
         check_files(config, folder)
-    check_writable(folder)
     return folder
 
 
