@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from smet_train.errors import ConfigError
 from smet_train.sparse.ledger import sparse_layers
 from smet_train.train.processes import Processes, lost_process_told
 from smet_train.train.step import TokenLoss
@@ -28,6 +29,9 @@ class ShardedGradients:
         model: with all its parameters, the same in all processes.
         before_split: :func:`smet_train.train.agreement.digests` of ``model``, for a comparison over the processes.
         mesh: of the processes; None = made of the default group, without a word to the others.
+
+    Raises:
+        ConfigError: if this version of torch can't split an index.
     """
 
     def __init__(
@@ -46,7 +50,7 @@ class ShardedGradients:
             assert dist.group.WORLD is not None, "of several processes"
             mesh = DeviceMesh.from_group(dist.group.WORLD, next(model.parameters()).device.type)
         for module in [*blocks(model), root]:
-            _count(fully_shard(module, mesh=mesh), processes)
+            _count(_shard(module, mesh), processes)
         self._root: Any = root
 
     def renew(self) -> None:
@@ -69,6 +73,18 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     """The blocks of a transformers model, which it never splits over devices; inner ones first."""
     names = getattr(model, "_no_split_modules", None) or ()
     return [module for module in model.modules() if type(module).__name__ in names][::-1]
+
+
+def _shard(module: nn.Module, mesh: DeviceMesh) -> FSDPModule:
+    try:
+        return fully_shard(module, mesh=mesh)
+    except RuntimeError as error:
+        if "can require gradients" not in str(error):  # what torch 2.11 says of an index
+            raise
+        raise ConfigError(
+            f"train.parallel=fsdp needs a newer torch than {torch.__version__}, whose fully_shard can't split whole "
+            "numbers, as an index is; install torch 2.13, or write train.parallel=ddp"
+        ) from error
 
 
 def _count(module: FSDPModule, processes: Processes) -> None:

@@ -12,6 +12,8 @@ from smet_train.config.schema import Config
 from smet_train.errors import ConfigError
 from smet_train.tracking.jsonl import read_events
 from smet_train.train.checkpoint import load_checkpoint
+from smet_train.train.processes import Processes
+from smet_train.train.sharded_gradients import ShardedGradients
 from tests.distributed.ranks import (
     FOUR,
     LONG,
@@ -215,3 +217,20 @@ def test_what_would_not_be_as_of_one_process_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=f"train.parallel=fsdp does not go with .*{told}"):
         quick_config(FSDP, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("only Tensors of floating point dtype can require gradients", "train.parallel=fsdp needs a newer torch than"),
+        ("something else", "something else"),
+    ],
+)
+def test_a_torch_that_can_split_no_index_is_told(monkeypatch: pytest.MonkeyPatch, said: str, told: str) -> None:
+    def fully_shard(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("smet_train.train.sharded_gradients.fully_shard", fully_shard)
+    mesh = object()
+    with pytest.raises((ConfigError, RuntimeError), match=told):
+        ShardedGradients(Processes(0, 2), torch.nn.Linear(2, 2), "fp32", {}, mesh)  # type: ignore[arg-type]
