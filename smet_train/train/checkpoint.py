@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from smet_train import __version__
-from smet_train.errors import CheckpointError, SmetError
+from smet_train.errors import CheckpointError, ConfigError
 from smet_train.sparse.shards import is_sharded
 from smet_train.train import files
 from smet_train.train.files import Written
@@ -96,7 +96,7 @@ def save_checkpoint(folder: Path, step: int, snapshot: Snapshot, keep: Keep, pro
             with _failure_told(step, target):
                 parts = _write_parts(working, snapshot, processes)
         processes.told(finish)
-    except SmetError as error:
+    except (CheckpointError, ConfigError) as error:  # the same in all processes, unlike one that has gone
         error.told = not processes.leads
         if processes.leads:
             files.remove_leftovers(folder)
