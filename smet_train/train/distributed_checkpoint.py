@@ -270,7 +270,7 @@ class _DescriptionUnpickler(pickle.Unpickler):
         known = (module, name) in _DESCRIBES
         if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, as no version of torch does that smet-train knows")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no known torch does")
 
 
 def _read_description(folder: Path) -> tuple[Metadata, dict[str, tuple[torch.Size, torch.dtype]]]:

@@ -199,19 +199,19 @@ def holding(what: Any) -> bytes:
     [
         (
             pickle.dumps(Foreign()),
-            "does not describe tensors (it names posix.system, as no version of torch does that smet-train knows)",
+            "does not describe tensors (it names posix.system, which no known torch does)",
         ),
         (
             holding(Foreign()),
-            "does not describe tensors (it names posix.system, as no version of torch does that smet-train knows)",
+            "does not describe tensors (it names posix.system, which no known torch does)",
         ),
         (
             b"ctorch.distributed.checkpoint.metadata\nos.system\n.",
-            "does not describe tensors (it names torch.distributed.checkpoint.metadata.os.system, as no version of torch does that smet-train knows)",
+            "does not describe tensors (it names torch.distributed.checkpoint.metadata.os.system, which no known torch does)",
         ),
         (
             b"ctorch\nload\n.",
-            "does not describe tensors (it names torch.load, as no version of torch does that smet-train knows)",
+            "does not describe tensors (it names torch.load, which no known torch does)",
         ),
         (pickle.dumps([1]), "does not describe tensors ('list' object has no attribute 'state_dict_metadata')"),
         (b"", "does not describe tensors (Ran out of input)"),
