@@ -207,7 +207,8 @@ def holding(what: Any) -> bytes:
         ),
         (
             b"ctorch.distributed.checkpoint.metadata\nos.system\n.",
-            "does not describe tensors (it names torch.distributed.checkpoint.metadata.os.system, which no known torch does)",
+            "does not describe tensors "
+            "(it names torch.distributed.checkpoint.metadata.os.system, which no known torch does)",
         ),
         (
             b"ctorch\nload\n.",
