@@ -77,7 +77,11 @@ def endless(run_folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A command that has begun to write and will not end by itself for long."""
     arguments = [str(run_folder), "the", "--max-tokens", "1000", "--n", "10000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "smet_train.cli.generate", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "smet_train.cli.generate", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # whoever started the tests in the background has them ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None
     assert len(process.stdout.read(20)) == 20
