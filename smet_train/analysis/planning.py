@@ -95,23 +95,24 @@ def with_topology(
 ) -> Footprint:
     """Add what the topology holds. During an update whole values have no gradients, so a probe takes their room first;
     split ones have them. What the probe takes differs between processes, and the most that one takes is planned."""
-    by_process = [
-        topology_ledger(
+    rules = build_rules(config)
+
+    def of(rank: int) -> list[LedgerRow]:
+        return topology_ledger(
             layers,
             build_topology_schedule(config),
-            build_rules(config),
+            rules,
             explore=config.tracking.exploration,
             probe_micro_batches=probe_micro_batches(config),
             group=Processes(rank, processes.size),
         )
-        for rank in range(processes.size)
-    ]
+
+    rows = of(processes.rank)
+    probe = max(_bytes_of(of(rank), "gradient probe") for rank in range(processes.size)) if rules.needs_gradient else 0
     gradients = next(row.bytes for row in footprint.rows if row.kind == "gradients")
     room = gradients if processes.size == 1 else 0
-    exploration = max(_bytes_of(rows, "exploration") for rows in by_process)
-    probe = max(_bytes_of(rows, "gradient probe") for rows in by_process)
-    peak_bytes = footprint.peak_bytes + exploration + max(0, probe - room)
-    return replace(footprint, rows=[*footprint.rows, *by_process[processes.rank]], peak_bytes=peak_bytes)
+    peak_bytes = footprint.peak_bytes + _bytes_of(rows, "exploration") + max(0, probe - room)
+    return replace(footprint, rows=[*footprint.rows, *rows], peak_bytes=peak_bytes)
 
 
 def _bytes_of(rows: list[LedgerRow], kind: str) -> int:
