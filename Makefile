@@ -35,7 +35,7 @@ test: $(READY)  ## run all tests
 test-dist: $(READY)  ## those of several processes
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 1 tests/distributed
 
-faults: $(READY)  ## every trial of tests/faults, about half an hour; prints tried, passed and worst case of each kind
+faults: $(READY)  ## every trial of tests/faults, about 20 minutes; prints tried, passed and worst case of each kind
 	$(PYTEST) --faults=all --faults-out=outputs/faults.json --timeout=1800 tests/faults
 
 mutants: $(READY)  ## one deliberate bug at a time, about 5 minutes: a test must fail for each

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, mm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
 from smet_train.optim import FusedStep, SmetAdamW
-from smet_train.sparse.backends import csr, densify, operators
+from smet_train.sparse.backends import block, csr, densify, operators
 from smet_train.sparse.ledger import LedgerRow, measure
 from smet_train.sparse.shards import local
 
@@ -205,6 +205,8 @@ _FLOPS = {
 
 # What our own operators allocate while they run, which nobody outside sees.
 _WORKSPACES = {
+    torch.ops.smet.block_linear.default: block.workspace_bytes,
+    torch.ops.smet.block_linear_backward.default: block.workspace_bytes,
     torch.ops.smet.densify_linear.default: densify.workspace_bytes,
     torch.ops.smet.densify_linear_backward.default: densify.workspace_bytes,
     torch.ops.smet.csr_linear.default: csr.workspace_bytes,

@@ -17,6 +17,7 @@ Array = NDArray[Any]
 
 M_OCTAVES, V_OCTAVES = OCTAVES[True], OCTAVES[False]
 CHUNK = 512  # a multiple of BLOCK: elements whose factors and copies stay in the first cache
+SPAN = 16 * CHUNK  # what a thread takes at a time, with the same few arrays for all chunks
 
 
 @njit(parallel=True, fastmath=MATH, error_model="numpy", cache=True)
@@ -30,15 +31,16 @@ def update(
         pairs: (ages,) numerator and inverse root of each age, side by side in one number, which one load then fetches.
         constants: 1 - b1, b2, 1 - b2, eps, -lr, -lr * weight_decay.
     """
-    for number in prange((len(m_N) + CHUNK - 1) // CHUNK):
-        first = number * CHUNK
-        last = min(first + CHUNK, len(m_N))
+    elements = len(m_N)
+    for number in prange((elements + SPAN - 1) // SPAN):
         found = np.empty(CHUNK, pairs.dtype)
-        _look_up(ages, pairs, first, last, len(m_N), found)
         factors = found.view(m_N.dtype)
-        _update_chunk(
-            parameter_N[first:last], gradient_N[first:last], m_N[first:last], v_N[first:last], factors, constants
-        )
+        for first in range(number * SPAN, min((number + 1) * SPAN, elements), CHUNK):
+            last = min(first + CHUNK, elements)
+            _look_up(ages, pairs, first, last, elements, found)
+            _update_chunk(
+                parameter_N[first:last], gradient_N[first:last], m_N[first:last], v_N[first:last], factors, constants
+            )
 
 
 @njit(parallel=True, fastmath=MATH, error_model="numpy", cache=True)
@@ -49,21 +51,22 @@ def update_bf16(
 
     The noise is that of ``rounding.round_stochastic``: bits of splitmix64 at the element's position, from ``key``.
     """
-    for number in prange((len(m_N) + CHUNK - 1) // CHUNK):
-        first = number * CHUNK
-        last = min(first + CHUNK, len(m_N))
-        count = last - first
+    elements = len(m_N)
+    for number in prange((elements + SPAN - 1) // SPAN):
         found = np.empty(CHUNK, pairs.dtype)
-        _look_up(ages, pairs, first, last, len(m_N), found)
         factors = found.view(m_N.dtype)
         patterns = np.empty((2, CHUNK), np.uint32)
-        _widen(parameter_N[first:last], patterns[0])
-        _widen(gradient_N[first:last], patterns[1])
         exact = patterns.view(np.float32)
-        _update_chunk(exact[0, :count], exact[1, :count], m_N[first:last], v_N[first:last], factors, constants)
         noise = np.empty((3, CHUNK), np.uint32)
-        _draw(noise, first, key)
-        _narrow(exact[0], patterns[0], noise[0], parameter_N[first:last])
+        for first in range(number * SPAN, min((number + 1) * SPAN, elements), CHUNK):
+            last = min(first + CHUNK, elements)
+            count = last - first
+            _look_up(ages, pairs, first, last, elements, found)
+            _widen(parameter_N[first:last], patterns[0])
+            _widen(gradient_N[first:last], patterns[1])
+            _update_chunk(exact[0, :count], exact[1, :count], m_N[first:last], v_N[first:last], factors, constants)
+            _draw(noise, first, key)
+            _narrow(exact[0], patterns[0], noise[0], parameter_N[first:last])
 
 
 @njit(parallel=True, fastmath=MATH, error_model="numpy", cache=True)
@@ -82,36 +85,37 @@ def update_fp8(
     A chunk's moments are widened, updated and rounded while they are in the first cache; see ``fp8``.
     """
     elements = len(parameter_N)
-    for number in prange((elements + CHUNK - 1) // CHUNK):
-        first = number * CHUNK
-        last = min(first + CHUNK, elements)
-        count = last - first
-        blocks = slice(first // BLOCK, (last + BLOCK - 1) // BLOCK)
+    for number in prange((elements + SPAN - 1) // SPAN):
         found = np.empty(CHUNK, pairs.dtype)
-        _look_up(ages, pairs, first, last, elements, found)
         factors = found.view(np.float32)
-        codes = np.zeros((2, CHUNK), np.uint8)  # whole blocks, whose loops have a fixed length
-        codes[0, :count] = m[0][first:last]
-        codes[1, :count] = v[0][first:last]
+        codes = np.empty((2, CHUNK), np.uint8)  # whole blocks, whose loops have a fixed length
         patterns = np.empty((4, CHUNK), np.uint32)
-        _decode(codes[0], m[1][blocks], M_OCTAVES, 127, patterns[0])
-        _decode(codes[1], v[1][blocks], V_OCTAVES, 255, patterns[1])
         exact = patterns.view(np.float32)
         noise = np.empty((3, CHUNK), np.uint32)
-        _draw(noise, first, key)
-        if parameter_N.itemsize == 2:
-            _widen(parameter_N[first:last], patterns[2])
-            _widen(gradient_N[first:last], patterns[3])
-            values, gradients = exact[2, :count], exact[3, :count]
-            _update_chunk(values, gradients, exact[0, :count], exact[1, :count], factors, constants)
-            _narrow(exact[2], patterns[2], noise[0], parameter_N[first:last])
-        else:
-            values, gradients = parameter_N[first:last], gradient_N[first:last]
-            _update_chunk(values, gradients, exact[0, :count], exact[1, :count], factors, constants)
-        _encode_m(exact[0], patterns[0], noise[1], codes[0], m[1][blocks])
-        _encode_v(patterns[1], noise[2], codes[1], v[1][blocks])
-        m[0][first:last] = codes[0, :count]
-        v[0][first:last] = codes[1, :count]
+        for first in range(number * SPAN, min((number + 1) * SPAN, elements), CHUNK):
+            last = min(first + CHUNK, elements)
+            count = last - first
+            blocks = slice(first // BLOCK, (last + BLOCK - 1) // BLOCK)
+            _look_up(ages, pairs, first, last, elements, found)
+            codes[:, count:] = 0
+            codes[0, :count] = m[0][first:last]
+            codes[1, :count] = v[0][first:last]
+            _decode(codes[0], m[1][blocks], M_OCTAVES, 127, patterns[0])
+            _decode(codes[1], v[1][blocks], V_OCTAVES, 255, patterns[1])
+            _draw(noise, first, key)
+            if parameter_N.itemsize == 2:
+                _widen(parameter_N[first:last], patterns[2])
+                _widen(gradient_N[first:last], patterns[3])
+                values, gradients = exact[2, :count], exact[3, :count]
+                _update_chunk(values, gradients, exact[0, :count], exact[1, :count], factors, constants)
+                _narrow(exact[2], patterns[2], noise[0], parameter_N[first:last])
+            else:
+                values, gradients = parameter_N[first:last], gradient_N[first:last]
+                _update_chunk(values, gradients, exact[0, :count], exact[1, :count], factors, constants)
+            _encode_m(exact[0], patterns[0], noise[1], codes[0], m[1][blocks])
+            _encode_v(patterns[1], noise[2], codes[1], v[1][blocks])
+            m[0][first:last] = codes[0, :count]
+            v[0][first:last] = codes[1, :count]
 
 
 @njit(fastmath=MATH, error_model="numpy", cache=True)

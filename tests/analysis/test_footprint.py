@@ -71,6 +71,7 @@ GRID = [
     ["method=static", "train.precision=bf16", "model.tie_embeddings=true"],
     ["sparsity.backend=csr", "train.activation_checkpointing=true"],
     ["sparsity.backend=block", "sparsity.block_size=16", "sparsity.density=0.25"],
+    ["sparsity.backend=block", "sparsity.block_size=16", "sparsity.density=0.25", "train.precision=bf16_mixed"],
     ["method=smet_rigl", "sparsity.block_size=16", "sparsity.density=0.25", "topology.interval=2"],
     ["method=smet_rigl", "train.precision=bf16_mixed", "topology.interval=2"],
     ["method=rigl", "topology.interval=2", "train.batch_size=4", "train.micro_batch_size=1"],

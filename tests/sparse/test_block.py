@@ -33,6 +33,38 @@ def test_narrow_numbers_stay_within_their_rounding(dtype: torch.dtype, tolerance
     assert not values.grad[inside == 0].any()  # what lies beyond W never moves
 
 
+def test_in_16_bits_a_sum_is_rounded_once_and_empty_rows_and_columns_are_zero() -> None:
+    layout = Layout(70, 90, 12, 8)  # of 9 x 12 blocks; the last ones are cut
+    index = torch.tensor([0, 3, 4, 7, 11, 24, 25, 26, 60, 96, 99, 107], dtype=torch.int32)
+    values = torch.randn(layout.values_shape).to(torch.bfloat16) * gather_values(torch.ones(70, 90), index, layout)
+    values = values.to(torch.bfloat16)
+    x, g = torch.randn(300, 90).to(torch.bfloat16), torch.randn(300, 70).to(torch.bfloat16)
+    torch.use_deterministic_algorithms(True)  # memory that nobody wrote is NaN
+    try:
+        y = block.block_linear(x, values, pack(index, layout), 70)
+        grad_x, grad_values = block.block_linear_backward(g, x, values, pack(index, layout), True, True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    weight = scatter_dense(values.double(), index, layout)
+    exact_values = gather_values(g.double().t() @ x.double(), index, layout)
+    for ours, exact in ((y, x.double() @ weight.t()), (grad_x, g.double() @ weight), (grad_values, exact_values)):
+        # half a unit of bf16's last place, and what fp32 sums lose where they cancel
+        torch.testing.assert_close(ours.double(), exact, rtol=2**-8, atol=1e-5 * exact.abs().max().item())
+    assert not y[:, 8:16].any()
+    assert not grad_x[:, 40:48].any()
+
+
+def test_what_it_holds_beside_its_results() -> None:
+    layout = Layout(64, 96, 24, 16)  # all 4 x 6 blocks
+    values, packed = torch.randn(layout.values_shape), pack(first_index(layout, 1), layout)
+    x, g = torch.randn(10, 96), torch.randn(10, 64)
+    assert block.workspace_bytes(x, values, packed, 64) == 0
+    narrow = [tensor.to(torch.bfloat16) for tensor in (g, x, values)]
+    assert block.workspace_bytes(narrow[1], narrow[2], packed, 64) == 10 * 96 * 2
+    assert block.workspace_bytes(*narrow, packed, False, True) == 10 * 96 * 2
+    assert block.workspace_bytes(*narrow, packed, True, False) == 10 * 64 * 2
+
+
 def test_it_is_a_well_behaved_operator() -> None:
     layout = Layout(20, 18, 6, 8)
     packed = pack(first_index(layout, 1), layout)

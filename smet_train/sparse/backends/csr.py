@@ -40,16 +40,19 @@ def csr_linear_backward(
 
     dtype = _compute_dtype(x)
     grad_y_NO, x_NI = _rows(grad_y, dtype), _rows(x, dtype)
-    tokens, inputs = x_NI.shape
+    (tokens, inputs), outputs = x_NI.shape, grad_y_NO.shape[1]
     grad_x = torch.empty(tokens if of_x else 0, inputs, dtype=dtype)
     tile = _tile(tokens)
     factors = csr_kernels.array_of(values.to(dtype))
     with on_threads(torch.get_num_threads()) as threads:
         lanes = _lanes(tokens, tile, threads)
         partial = torch.zeros(lanes, values.numel() if of_values else 0, dtype=dtype)
-        starts, columns = csr_kernels.compressed_rows(packed, Layout(grad_y.shape[-1], inputs, values.numel()))
+        starts, columns = csr_kernels.compressed_rows(packed, Layout(outputs, inputs, values.numel()))
+        turned_W = (
+            csr_kernels.turned(starts, columns, factors, inputs) if of_x else csr_kernels.nothing(starts, factors)
+        )
         csr_kernels.multiply_backward(
-            grad_y_NO.numpy(), x_NI.numpy(), starts, columns, factors, grad_x.numpy(), partial.numpy(), tile
+            grad_y_NO.numpy(), x_NI.numpy(), starts, columns, turned_W, grad_x.numpy(), partial.numpy(), tile
         )
     grad_values = partial.sum(0).to(values.dtype)
     return grad_x.to(x.dtype).view(x.shape) if of_x else grad_x.to(x.dtype), grad_values
@@ -99,12 +102,13 @@ def _lanes(tokens: int, tile: int, threads: int) -> int:
 
 
 def workspace_bytes(grad_y_or_x: Tensor, *rest: Any) -> int:
-    """What an operator of this file holds while it runs: its tiles, its partial sums, and the columns."""
+    """What an operator of this file holds while it runs: its tiles, its partial sums, the columns, and W turned."""
     backward = isinstance(rest[-1], bool)
     x, values = rest[:2] if backward else (grad_y_or_x, rest[0])
     outputs = grad_y_or_x.shape[-1] if backward else _LINE_TOKENS
+    of_x = backward and rest[-2]
     tokens, width = prod(x.shape[:-1]), _compute_dtype(x).itemsize
     tile = _tile(tokens)
     lanes = _lanes(tokens, tile, torch.get_num_threads())
     tiles = lanes * tile * (x.shape[-1] + outputs) * width
-    return tiles + values.numel() * (2 + (lanes * width if backward else 0))
+    return tiles + values.numel() * (2 + (lanes * width if backward else 0) + (2 + width if of_x else 0))

@@ -76,39 +76,51 @@ def rows_of_bitmap(bits: Array, rows: int, columns: int, starts: Array, column_K
         column_K[starts[row] : starts[row + 1]] = found[:count]
 
 
+def turned(starts: Array, column_K: Array, value_K: Array, columns: int) -> tuple[Array, Array, Array]:
+    """W^T in compressed rows, (starts (columns + 1,), rows of W (K,), values (K,)), of W in compressed rows."""
+    starts_T, row_K, turned_K = np.zeros(columns + 1, np.int32), _rows_of(starts, len(value_K)), np.empty_like(value_K)
+    _fill_turned(starts, column_K, value_K, starts_T, row_K, turned_K)
+    return starts_T, row_K, turned_K
+
+
+def nothing(starts: Array, value_K: Array) -> tuple[Array, Array, Array]:
+    """In place of what ``turned`` gives where it will not be read: of the same types, so that no kernel is compiled
+    twice."""
+    return np.empty(0, np.int32), _rows_of(starts, 0), value_K[:0]
+
+
+def _rows_of(starts: Array, count: int) -> Array:
+    return np.empty(count, np.uint16 if len(starts) <= 2**16 + 1 else np.int32)
+
+
+@njit(cache=True)
+def _fill_turned(
+    starts: Array, column_K: Array, value_K: Array, starts_T: Array, row_K: Array, turned_K: Array
+) -> None:  # pragma: no cover
+    for column in column_K:
+        starts_T[column + 1] += 1
+    for column in range(len(starts_T) - 1):
+        starts_T[column + 1] += starts_T[column]
+    free = starts_T[:-1].copy()
+    for row in range(len(starts) - 1):
+        for slot in range(starts[row], starts[row + 1]):
+            place = free[column_K[slot]]
+            row_K[place], turned_K[place] = row, value_K[slot]
+            free[column_K[slot]] = place + 1
+
+
 @njit(parallel=True, fastmath=MATH, cache=True)
 def multiply(
     x_NI: Array, starts: Array, column_K: Array, value_K: Array, y_NO: Array, tile: int
 ) -> None:  # pragma: no cover
     """y = x W^T."""
     tokens, inputs = x_NI.shape
-    outputs = y_NO.shape[1]
     for number in prange((tokens + tile - 1) // tile):
         first = number * tile
         count = min(tile, tokens - first)
         x_IT = np.zeros((inputs, tile), x_NI.dtype)
-        _turn(x_NI, first, count, x_IT)
-        y_ST = np.empty((_STRIP, tile), x_NI.dtype)
-        for strip in range(0, outputs, _STRIP):
-            height = min(_STRIP, outputs - strip)
-            for j in range(height):
-                slot, end = starts[strip + j], starts[strip + j + 1]
-                for t in range(tile):
-                    y_ST[j, t] = 0
-                while slot + 4 <= end:  # four weights at once: the sums are read and written a quarter as often
-                    v0, v1, v2, v3 = value_K[slot], value_K[slot + 1], value_K[slot + 2], value_K[slot + 3]
-                    c0, c1, c2, c3 = column_K[slot], column_K[slot + 1], column_K[slot + 2], column_K[slot + 3]
-                    for t in range(tile):
-                        y_ST[j, t] += v0 * x_IT[c0, t] + v1 * x_IT[c1, t] + v2 * x_IT[c2, t] + v3 * x_IT[c3, t]
-                    slot += 4
-                while slot < end:
-                    v0, c0 = value_K[slot], column_K[slot]
-                    for t in range(tile):
-                        y_ST[j, t] += v0 * x_IT[c0, t]
-                    slot += 1
-            for t in range(count):
-                for j in range(height):
-                    y_NO[first + t, strip + j] = y_ST[j, t]
+        _turn(x_NI, first, 0, count, inputs, x_IT, 0, 0)
+        _product(x_IT, starts, column_K, value_K, y_NO, first, count)
 
 
 @njit(parallel=True, fastmath=MATH, cache=True)
@@ -117,7 +129,7 @@ def multiply_backward(
     x_NI: Array,
     starts: Array,
     column_K: Array,
-    value_K: Array,
+    turned_W: tuple[Array, Array, Array],
     grad_x_NI: Array,
     partial_LK: Array,
     tile: int,
@@ -125,38 +137,82 @@ def multiply_backward(
     """grad_x = grad_y W if ``grad_x_NI`` is not empty, and the gradient of each value if ``partial_LK`` is not.
 
     Each of the L lanes takes every L-th part of the tiles and its own row of ``partial_LK``; their sum is the gradient.
+    ``turned_W`` is W^T as ``turned`` gives it: a sum is then finished before the next begins.
     """
     tokens, outputs = grad_y_NO.shape
     lanes, inputs = partial_LK.shape[0], x_NI.shape[1]
     tiles = (tokens + tile - 1) // tile
     for lane in prange(lanes):
-        x_IT = np.zeros((inputs, tile), grad_y_NO.dtype)
+        x_IT = np.zeros((inputs if partial_LK.shape[1] else 0, tile), grad_y_NO.dtype)
         g_OT = np.zeros((outputs, tile), grad_y_NO.dtype)
         for number in range(lane * tiles // lanes, (lane + 1) * tiles // lanes):
             first = number * tile
             count = min(tile, tokens - first)
             g_OT[:, count:] = 0
-            _turn(grad_y_NO, first, count, g_OT)
+            _turn(grad_y_NO, first, 0, count, outputs, g_OT, 0, 0)
             if partial_LK.shape[1]:
                 x_IT[:, count:] = 0
-                _turn(x_NI, first, count, x_IT)
+                _turn(x_NI, first, 0, count, inputs, x_IT, 0, 0)
                 _sample(g_OT, x_IT, starts, column_K, partial_LK[lane], tile)
             if grad_x_NI.shape[0]:
-                _spread(g_OT, starts, column_K, value_K, x_IT, tile)
-                for strip in range(0, inputs, _STRIP):
-                    end = min(inputs, strip + _STRIP)
-                    for t in range(count):
-                        for i in range(strip, end):
-                            grad_x_NI[first + t, i] = x_IT[i, t]
+                _product(g_OT, turned_W[0], turned_W[1], turned_W[2], grad_x_NI, first, count)
 
 
 @njit(fastmath=MATH, cache=True)
-def _turn(source_NF: Array, first: int, count: int, tile_FT: Array) -> None:  # pragma: no cover
-    for strip in range(0, source_NF.shape[1], _STRIP):
-        stop = min(source_NF.shape[1], strip + _STRIP)
-        for t in range(count):
-            for f in range(strip, stop):
-                tile_FT[f, t] = source_NF[first + t, f]
+def _turn(
+    source: Array, row: int, column: int, height: int, width: int, turned: Array, to_row: int, to_column: int
+) -> None:  # pragma: no cover
+    """Write a part of ``source``, ``height`` rows of ``width``, into ``turned`` with rows and columns exchanged.
+
+    A square of whole cache lines at a time, its loops of a fixed length, so that they are unrolled.
+    """
+    for i in range(0, height, _STRIP):
+        for j in range(0, width, _STRIP):
+            if i + _STRIP <= height and j + _STRIP <= width:
+                for b in range(_STRIP):
+                    for a in range(_STRIP):
+                        turned[to_row + j + b, to_column + i + a] = source[row + i + a, column + j + b]
+            else:
+                for b in range(j, min(width, j + _STRIP)):
+                    for a in range(i, min(height, i + _STRIP)):
+                        turned[to_row + b, to_column + a] = source[row + a, column + b]
+
+
+@njit(fastmath=MATH, cache=True)
+def _product(
+    x_IT: Array, starts: Array, column_K: Array, value_K: Array, y_NO: Array, first: int, count: int
+) -> None:  # pragma: no cover
+    """Rows ``first`` to ``first + count`` of x W^T from a tile of x; W in compressed rows."""
+    outputs, tile = y_NO.shape[1], x_IT.shape[1]
+    y_ST = np.empty((_STRIP, tile), x_IT.dtype)
+    for strip in range(0, outputs, _STRIP):
+        height = min(_STRIP, outputs - strip)
+        for j in range(height):
+            slot, end = starts[strip + j], starts[strip + j + 1]
+            for t in range(tile):
+                y_ST[j, t] = 0
+            while slot + 8 <= end:  # eight weights at once: the sums are read and written an eighth as often
+                v0, v1, v2, v3 = value_K[slot], value_K[slot + 1], value_K[slot + 2], value_K[slot + 3]
+                v4, v5, v6, v7 = value_K[slot + 4], value_K[slot + 5], value_K[slot + 6], value_K[slot + 7]
+                c0, c1, c2, c3 = column_K[slot], column_K[slot + 1], column_K[slot + 2], column_K[slot + 3]
+                c4, c5, c6, c7 = column_K[slot + 4], column_K[slot + 5], column_K[slot + 6], column_K[slot + 7]
+                for t in range(tile):
+                    y_ST[j, t] += ((v0 * x_IT[c0, t] + v1 * x_IT[c1, t]) + (v2 * x_IT[c2, t] + v3 * x_IT[c3, t])) + (
+                        (v4 * x_IT[c4, t] + v5 * x_IT[c5, t]) + (v6 * x_IT[c6, t] + v7 * x_IT[c7, t])
+                    )
+                slot += 8
+            while slot + 4 <= end:
+                v0, v1, v2, v3 = value_K[slot], value_K[slot + 1], value_K[slot + 2], value_K[slot + 3]
+                c0, c1, c2, c3 = column_K[slot], column_K[slot + 1], column_K[slot + 2], column_K[slot + 3]
+                for t in range(tile):
+                    y_ST[j, t] += v0 * x_IT[c0, t] + v1 * x_IT[c1, t] + v2 * x_IT[c2, t] + v3 * x_IT[c3, t]
+                slot += 4
+            while slot < end:
+                v0, c0 = value_K[slot], column_K[slot]
+                for t in range(tile):
+                    y_ST[j, t] += v0 * x_IT[c0, t]
+                slot += 1
+        _turn(y_ST, 0, 0, height, count, y_NO, first, strip)
 
 
 @njit(fastmath=MATH, cache=True)
@@ -187,19 +243,6 @@ def _sample(
                 s0 += g_OT[row, t] * x_IT[c0, t]
             sum_K[slot] += s0
             slot += 1
-
-
-@njit(fastmath=MATH, cache=True)
-def _spread(
-    g_OT: Array, starts: Array, column_K: Array, value_K: Array, out_IT: Array, tile: int
-) -> None:  # pragma: no cover
-    """W^T g."""
-    out_IT[:, :] = 0
-    for row in range(g_OT.shape[0]):
-        for slot in range(starts[row], starts[row + 1]):
-            value, column = value_K[slot], column_K[slot]
-            for t in range(tile):
-                out_IT[column, t] += value * g_OT[row, t]
 
 
 @njit(parallel=True, cache=True)
