@@ -13,6 +13,7 @@ from smet_train.cli.processes import run_processes
 from smet_train.config.launch import launch, resume
 from smet_train.config.schema import Config
 from smet_train.errors import SmetError, memory_shortage
+from smet_train.gpu_driver import require_gpu_driver
 from smet_train.tracking.tensorboard_sink import require_tensorboard
 
 _FIRST_WORD_S = 10.0  # torchrun ends the wait when the other process has ended
@@ -61,6 +62,7 @@ def _let_the_other_speak() -> None:
 def _train(config: Config, run_folder: Path) -> int:
     if config.tracking.tensorboard:
         require_tensorboard()
+    require_gpu_driver(config.train.device.name)
     if config.train.processes > 1 and ranks.world_size() == 1:
         return run_processes(config.train.processes, run_folder, sys.argv[1:])
     from smet_train.job import run_training  # imports torch and transformers: only when training starts

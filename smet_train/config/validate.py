@@ -19,6 +19,7 @@ from smet_train.config.schema import (
 )
 from smet_train.config.sharded import check_sharded
 from smet_train.errors import ConfigError
+from smet_train.layer_names import PROJECTIONS, check_density_patterns, chosen_names, names_of
 
 FILE_SOURCES = (DataSource.text, DataSource.jsonl, DataSource.parquet)
 # Settings of some sources only: a value that nothing would read is a mistake about which data are trained on.
@@ -67,6 +68,7 @@ def validate(config: Config) -> None:
             "sparsity.include=[] names no layer; write sparsity.include=null for all projections, or method=dense"
         )
     _check_model(config.model)
+    _check_patterns(config)
     _check_data(config.data)
     _check_tracking(config.tracking)
     if config.checkpoint.resume not in ("auto", "never"):
@@ -235,6 +237,16 @@ def _check_model(model: ModelConfig) -> None:
             f"{model.hidden_size // model.heads}, which rotary positions can't turn; write for instance "
             f"model.hidden_size={model.hidden_size + model.heads}"
         )
+
+
+def _check_patterns(config: Config) -> None:
+    """The patterns on layers, where their names are known without the model; others are checked when it is built."""
+    sparsity, family = config.sparsity, config.model.family.name
+    names = names_of(family, config.model.layers)
+    if names is None or not sparsity.enabled:
+        return
+    include = PROJECTIONS[family] if sparsity.include is None else sparsity.include
+    check_density_patterns(chosen_names(names, include, sparsity.exclude), parse_densities(sparsity.densities))
 
 
 def _check_auto_model(model: ModelConfig) -> None:

@@ -127,6 +127,8 @@ def parquet_reader(field: str, longest_bytes: int) -> FileReader:
                     f"it has no column {field!r}; write data.text_field=, its columns are {', '.join(columns)}"
                 )
             rows = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            if group < len(rows) and done == rows[group]:  # nothing of it is left, and reading it again takes time
+                group, done = group + 1, 0
             for number in range(group, len(rows)):
                 begin = done if number == group else 0
                 yield from _row_group(file, field, number, sum(rows[:number]), begin, longest_bytes)

@@ -2,15 +2,8 @@
 
 from torch import nn
 
+from smet_train.layer_names import PROJECTIONS
 from smet_train.sparse.convert import default_layers
-
-PROJECTIONS = {
-    "llama": (
-        *(f"*.self_attn.{name}_proj" for name in "qkvo"),
-        *(f"*.mlp.{name}_proj" for name in ("gate", "up", "down")),
-    ),
-    "gpt2": ("*.attn.c_attn", "*.attn.c_proj", "*.mlp.c_fc", "*.mlp.c_proj"),
-}
 
 
 def default_projections(family: str, model: nn.Module) -> tuple[str, ...]:

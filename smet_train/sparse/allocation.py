@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-from smet_train.errors import ConfigError
+from smet_train.layer_names import check_density_patterns
 
 Shapes = Mapping[str, tuple[int, int]]  # (O, I) of each layer, by name
 
@@ -39,16 +39,12 @@ def allocate(shapes: Shapes, density: float, allocation: str, by_pattern: Mappin
     Raises:
         ConfigError: if a pattern matches no layer.
     """
+    check_density_patterns(list(shapes), by_pattern)
     fixed: dict[str, float] = {}
     for pattern, pattern_density in by_pattern.items():
-        matched = [name for name in shapes if fnmatchcase(name, pattern)]
-        if not matched:
-            raise ConfigError(
-                f"sparsity.densities: the pattern '{pattern}' matches none of the {len(shapes)} sparse layers; they "
-                f"are named like {next(iter(shapes))}"
-            )
-        for name in matched:
-            fixed.setdefault(name, pattern_density)
+        for name in shapes:
+            if fnmatchcase(name, pattern):
+                fixed.setdefault(name, pattern_density)
     rest = {name: shape for name, shape in shapes.items() if name not in fixed}
     shared = ALLOCATIONS[allocation](rest, density) if rest else {}
     return {name: fixed[name] if name in fixed else shared[name] for name in shapes}

@@ -1,13 +1,12 @@
 """Replace chosen linear layers of any model by sparse ones, chosen by glob patterns on their names."""
 
 from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from smet_train.errors import ConfigError, LayoutError
+from smet_train.layer_names import chosen_names
 from smet_train.sparse.allocation import Shapes, uniform
 from smet_train.sparse.dense import gather_values
 from smet_train.sparse.layout import Layout
@@ -71,20 +70,6 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
     return owners
 
 
-def _matching(names: Sequence[str], patterns: Iterable[str], key: str) -> set[str]:
-    chosen: set[str] = set()
-    for pattern in patterns:
-        matched = {name for name in names if fnmatchcase(name, pattern)}
-        if not matched:
-            near = get_close_matches(pattern, names, n=3, cutoff=0.0)
-            raise ConfigError(
-                f"{key}: the pattern '{pattern}' matches none of the {len(names)} linear layers; "
-                f"layers are named like {', '.join(near) or '(there are none)'}"
-            )
-        chosen |= matched
-    return chosen
-
-
 def _shape(dense_OI: Tensor) -> tuple[int, int]:
     return dense_OI.shape[0], dense_OI.shape[1]
 
@@ -98,13 +83,7 @@ def choose_layers(model: nn.Module, include: Iterable[str], exclude: Iterable[st
         ConfigError: if a pattern matches no linear layer, if nothing is left, or if a chosen layer's weight is shared
             or read by another module.
     """
-    names = linear_layer_names(model)
-    chosen = _matching(names, include, "sparsity.include") - _matching(names, exclude, "sparsity.exclude")
-    if not chosen:
-        raise ConfigError(
-            "sparsity.exclude leaves no layer of sparsity.include; take patterns out of sparsity.exclude or choose "
-            "method=dense"
-        )
+    chosen = chosen_names(linear_layer_names(model), include, exclude)
     owners = _owners(model)
     for name in sorted(chosen):
         if reads_weight_itself(model, name):
@@ -118,7 +97,7 @@ def choose_layers(model: nn.Module, include: Iterable[str], exclude: Iterable[st
                 f"sparsity.include: layer {name} shares its weight ({' = '.join(shared)}) and can't be made sparse; "
                 "add it to sparsity.exclude or set model.tie_embeddings=false"
             )
-    return [name for name in names if name in chosen]
+    return chosen
 
 
 def named_layout(name: str, shape: tuple[int, int], density: float, block: int = 1) -> Layout:

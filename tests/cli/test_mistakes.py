@@ -53,6 +53,24 @@ def test_one_clear_message(smet_train: SmetTrain, arguments: list[str], status: 
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_a_gpu_that_no_driver_is_there_for_is_refused_before_torch_is_read(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['torch', 'transformers', 'datasets', 'wandb']))\n"
+        "from smet_train import gpu_driver\n"
+        "from smet_train.cli.train import main\n"
+        "gpu_driver.has_driver = lambda: False\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", script, "train.device=cuda", "hydra.run.dir=run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == (
+        "smet-train: train.device=cuda: there is no driver for a GPU on this machine; write train.device=cpu or auto\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -4,7 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from smet_train.data import records
 from smet_train.data.files import human_bytes
 from smet_train.data.python_source import find_python_files, split_source
 from smet_train.data.sources import Source, SourceSpec, open_source
@@ -54,6 +55,30 @@ def test_parquet_is_read_by_column(tmp_path: Path, documents: Make) -> None:
     texts = documents(20)
     pq.write_table(pa.table({"body": texts, "n": list(range(20))}), tmp_path / "a.parquet", row_group_size=7)
     assert list(opened("parquet", tmp_path / "a.parquet", text_field="body").documents()) == texts
+
+
+def test_a_row_group_that_is_finished_is_not_read_again(
+    tmp_path: Path, documents: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = documents(20)
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=10)
+    source = opened("parquet", tmp_path / "a.parquet")
+    read: list[int] = []
+    read_group = records._row_group
+
+    def noting(file: pq.ParquetFile, field: str, number: int, *rest: int) -> Iterator[records.Record]:
+        read.append(number)
+        return read_group(file, field, number, *rest)
+
+    monkeypatch.setattr(records, "_row_group", noting)
+    for at, groups in ((9, [0, 1]), (10, [1]), (11, [1]), (20, [])):
+        stream = source.documents()
+        for _ in range(at):
+            next(stream)
+        state = stream.state_dict()
+        read.clear()
+        assert list(source.documents(state=state)) == texts[at:]
+        assert read == groups
 
 
 def test_globs_are_sorted_deduplicated_and_kept_in_order(shards: list[Path]) -> None:
