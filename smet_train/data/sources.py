@@ -7,12 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
-from datasets import IterableDataset
-
 from smet_train.data import files
 from smet_train.data.documents import DocumentStream, State
-from smet_train.data.hub import HubStream, open_hub, shuffle_shards
 from smet_train.data.manifest import Manifest, find_change, take_manifest
 from smet_train.data.python_source import find_python_files
 from smet_train.data.records import FileReader, by_count, jsonl_reader, parquet_reader, python_reader, text_reader
@@ -167,8 +163,11 @@ def _file_source(
 def _open_hub_source(spec: SourceSpec, _cache_dir: Path | None) -> Source:
     if spec.name is None:
         raise DataError("data.source=hub needs data.name, for example data.name=allenai/c4 data.subset=en")
-    # Bars of library calls that the user didn't make.
-    datasets.disable_progress_bars()
+    import datasets  # takes most of a second, and is for the hub alone
+
+    from smet_train.data.hub import HubStream, open_hub, shuffle_shards
+
+    datasets.disable_progress_bars()  # of library calls that the user didn't make
     name = f"hub data set {spec.name}" + (f" ({spec.subset})" if spec.subset else "")
     dataset = open_hub(spec.name, spec.subset, spec.split)
     columns: list[str] = dataset.column_names or list(next(iter(pickle.loads(pickle.dumps(dataset))), {}))
@@ -179,7 +178,7 @@ def _open_hub_source(spec: SourceSpec, _cache_dir: Path | None) -> Source:
     told: set[str] = set()
     packed = pickle.dumps(dataset.select_columns([spec.text_field]))
 
-    def make(order: tuple[int, int] | None) -> IterableDataset:
+    def make(order: tuple[int, int] | None) -> datasets.IterableDataset:
         # Iterables of datasets carry their position, so two passes must not share one. copy.deepcopy fails in a second
         # thread, where opening file systems changes a dictionary that it is copying.
         fresh = pickle.loads(packed)

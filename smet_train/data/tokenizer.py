@@ -11,7 +11,6 @@ from tokenizers.decoders import DecodeStream
 
 from smet_train.data import cache
 from smet_train.data.files import human_bytes
-from smet_train.data.hub import fetch_tokenizer
 from smet_train.data.sources import Source
 from smet_train.data.split import is_validation
 from smet_train.errors import DataError
@@ -136,6 +135,8 @@ def load_tokenizer(file: str | None, hub_name: str | None) -> TextTokenizer | No
         log.info("tokenizer: %s, %d tokens", file, loaded.vocab_size)
         return loaded
     if hub_name is not None:
+        from smet_train.data.hub import fetch_tokenizer  # with it comes datasets, which takes most of a second
+
         loaded = TextTokenizer.from_file(fetch_tokenizer(hub_name))
         log.info("tokenizer: %s from the hub, %d tokens", hub_name, loaded.vocab_size)
         return loaded

@@ -4,6 +4,8 @@ import bz2
 import gzip
 import json
 import lzma
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,19 @@ def test_a_row_group_that_is_finished_is_not_read_again(
         read.clear()
         assert list(source.documents(state=state)) == texts[at:]
         assert read == groups
+
+
+def test_files_are_read_without_the_library_for_the_hub(tmp_path: Path, documents: Make) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(documents(3)))
+    script = (
+        "import sys\n"
+        "sys.modules['datasets'] = None\n"
+        "from smet_train.data.sources import SourceSpec, open_source\n"
+        "import smet_train.data.tokenizer\n"
+        "print(len(list(open_source(SourceSpec('text', files=('a.txt',), text_unit='line')).documents())))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
 
 
 def test_globs_are_sorted_deduplicated_and_kept_in_order(shards: list[Path]) -> None:
