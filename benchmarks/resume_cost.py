@@ -3,8 +3,9 @@
     python benchmarks/resume_cost.py [--documents 10000000] [--kinds text jsonl jsonl.gz parquet] [--out FILE]
 
 Both arms open the source, whose hash is remembered, take up a state, and read, shuffle and tokenize one block of 1000
-documents, in turn, 25 times each; the median counts. A compressed file is decompressed again from its beginning, which no
-bar is set for; in a Parquet file the position is the end of a row group (inside one, the group is read from its beginning).
+documents, in turn, 25 times each; the median counts. A compressed file is decompressed again from its beginning, which
+no bar is set for; in a Parquet file the position is the end of a row group (inside one, the group is read from its
+beginning).
 """
 
 import argparse
