@@ -37,16 +37,13 @@ def block_linear(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -
     rows = _grouped((block.row, block) for block in _blocks(values, packed, out_features, x.shape[-1]))
     beside = _Beside(x_NI)
     for row, y in enumerate(y_parts):
-        blocks = rows.get(row, ())
-        if blocks and _gathers(x.dtype):
-            torch.mm(
-                beside([x_parts[block.column] for block in blocks]),
-                _joined([block.values for block in blocks], 1).t(),
-                out=y,
-            )
+        of_row = rows.get(row, [])
+        if of_row and _gathers(x.dtype):
+            weight_T = _joined([block.values for block in of_row], 1).t()
+            torch.mm(beside([x_parts[block.column] for block in of_row]), weight_T, out=y)
             continue
         y.zero_()
-        for block in blocks:
+        for block in of_row:
             y.addmm_(x_parts[block.column], block.values.t())
     return y_NO.view(*x.shape[:-1], out_features)
 
@@ -74,13 +71,13 @@ def _fill_grad_x(g_NO: Tensor, blocks: list[_Block], grad_x_NI: Tensor, edge: in
     g_parts, columns = g_NO.split(edge, 1), _grouped((block.column, block) for block in blocks)
     beside = _Beside(g_NO)
     for column, grad_x in enumerate(grad_x_NI.split(edge, 1)):
-        blocks = columns.get(column, [])
-        if blocks and _gathers(g_NO.dtype):
-            left = beside([g_parts[block.row] for block in blocks])
-            torch.mm(left, _joined([block.values for block in blocks], 0), out=grad_x)
+        of_column = columns.get(column, [])
+        if of_column and _gathers(g_NO.dtype):
+            left = beside([g_parts[block.row] for block in of_column])
+            torch.mm(left, _joined([block.values for block in of_column], 0), out=grad_x)
             continue
         grad_x.zero_()
-        for block in blocks:
+        for block in of_column:
             grad_x.addmm_(g_parts[block.row], block.values)
 
 
