@@ -14,7 +14,7 @@ def require_gpu_driver(device: str) -> None:
 
     What is installed may still not work: torch has the last word.
     """
-    if device.startswith("cuda") and not has_driver():
+    if device == "cuda" and not has_driver():
         raise ConfigError(
             f"train.device={device}: there is no driver for a GPU on this machine; write train.device=cpu or auto"
         )

@@ -48,9 +48,7 @@ def csr_linear_backward(
         lanes = _lanes(tokens, tile, threads)
         partial = torch.zeros(lanes, values.numel() if of_values else 0, dtype=dtype)
         starts, columns = csr_kernels.compressed_rows(packed, Layout(outputs, inputs, values.numel()))
-        turned_W = (
-            csr_kernels.turned(starts, columns, factors, inputs) if of_x else csr_kernels.nothing(starts, factors)
-        )
+        turned_W = csr_kernels.turned(starts, columns, factors, inputs)
         csr_kernels.multiply_backward(
             grad_y_NO.numpy(), x_NI.numpy(), starts, columns, turned_W, grad_x.numpy(), partial.numpy(), tile
         )
@@ -106,9 +104,8 @@ def workspace_bytes(grad_y_or_x: Tensor, *rest: Any) -> int:
     backward = isinstance(rest[-1], bool)
     x, values = rest[:2] if backward else (grad_y_or_x, rest[0])
     outputs = grad_y_or_x.shape[-1] if backward else _LINE_TOKENS
-    of_x = backward and rest[-2]
     tokens, width = prod(x.shape[:-1]), _compute_dtype(x).itemsize
     tile = _tile(tokens)
     lanes = _lanes(tokens, tile, torch.get_num_threads())
     tiles = lanes * tile * (x.shape[-1] + outputs) * width
-    return tiles + values.numel() * (2 + (lanes * width if backward else 0) + (2 + width if of_x else 0))
+    return tiles + values.numel() * (2 + (2 + width + lanes * width if backward else 0))

@@ -78,19 +78,10 @@ def rows_of_bitmap(bits: Array, rows: int, columns: int, starts: Array, column_K
 
 def turned(starts: Array, column_K: Array, value_K: Array, columns: int) -> tuple[Array, Array, Array]:
     """W^T in compressed rows, (starts (columns + 1,), rows of W (K,), values (K,)), of W in compressed rows."""
-    starts_T, row_K, turned_K = np.zeros(columns + 1, np.int32), _rows_of(starts, len(value_K)), np.empty_like(value_K)
+    starts_T, turned_K = np.zeros(columns + 1, np.int32), np.empty_like(value_K)
+    row_K = np.empty(len(value_K), np.uint16 if len(starts) <= 2**16 + 1 else np.int32)
     _fill_turned(starts, column_K, value_K, starts_T, row_K, turned_K)
     return starts_T, row_K, turned_K
-
-
-def nothing(starts: Array, value_K: Array) -> tuple[Array, Array, Array]:
-    """In place of what ``turned`` gives where it will not be read: of the same types, so that no kernel is compiled
-    twice."""
-    return np.empty(0, np.int32), _rows_of(starts, 0), value_K[:0]
-
-
-def _rows_of(starts: Array, count: int) -> Array:
-    return np.empty(count, np.uint16 if len(starts) <= 2**16 + 1 else np.int32)
 
 
 @njit(cache=True)
