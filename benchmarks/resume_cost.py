@@ -1,11 +1,11 @@
 """What it costs to take up a position deep inside a file: seconds to the first batch there over those at its beginning.
 
-    python benchmarks/resume_cost.py [--documents 10000000] [--kinds text jsonl jsonl.gz parquet] [--out FILE]
+    python benchmarks/resume_cost.py [--documents 10000000] [--before 0] [--kinds text jsonl ...] [--out FILE]
 
 Both arms open the source, whose hash is remembered, take up a state, and read, shuffle and tokenize one block of 1000
 documents, in turn, 25 times each; the median counts. A compressed file is decompressed again from its beginning, which
-no bar is set for; in a Parquet file the position is the end of a row group (inside one, the group is read from its
-beginning).
+no bar is set for; in a Parquet file the position is the end of a row group. Inside one the group is read from its
+beginning: `--documents 9950000 --before 50000` holds the middle of the last group against the middle of the first.
 """
 
 import argparse
@@ -108,25 +108,25 @@ class Reader:
         return time.perf_counter() - started_s
 
 
-def measure(kind: str, folder: Path, n_documents: int) -> dict[str, Any]:
-    """Figures of one kind of file."""
+def measure(kind: str, folder: Path, before: int, n_documents: int) -> dict[str, Any]:
+    """Figures of one kind of file: a start after ``n_documents`` against one after ``before``."""
     path = write_corpus(kind, folder, n_documents + MORE_DOCUMENTS)
     time.sleep(2.5)  # a file written a moment ago isn't remembered by its times
     started_s = time.perf_counter()
     reader = Reader(kind, path, folder / "cache")
     first_start_s = time.perf_counter() - started_s
     state = reader.state_after(n_documents)
-    at_0 = reader.windows().state_dict()
-    times = [(reader.first_batch_s(at_0), reader.first_batch_s(state)) for _ in range(REPEATS)]
-    at_0_s, resumed_s = (statistics.median(column) for column in zip(*times, strict=True))
+    early = reader.state_after(before) if before else reader.windows().state_dict()
+    times = [(reader.first_batch_s(early), reader.first_batch_s(state)) for _ in range(REPEATS)]
+    early_s, resumed_s = (statistics.median(column) for column in zip(*times, strict=True))
     return {
         "kind": kind,
         "file_bytes": path.stat().st_size,
         "documents": n_documents,
         "first_start_s": first_start_s,
-        "first_batch_at_0_s": at_0_s,
+        "first_batch_before_s": early_s,
         "first_batch_resumed_s": resumed_s,
-        "ratio": resumed_s / at_0_s,
+        "ratio": resumed_s / early_s,
         "state_bytes": len(json.dumps(state)),
         "all_s": times,
     }
@@ -135,16 +135,18 @@ def measure(kind: str, folder: Path, n_documents: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=10_000_000)
+    parser.add_argument("--before", type=int, default=0, help="documents before the position it is held against")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for kind in chosen.kinds:
-            row = measure(kind, Path(folder), chosen.documents)
+            row = measure(kind, Path(folder), chosen.before, chosen.documents)
             rows.append(row)
             print(
-                f"{kind:9} {row['file_bytes'] / 1e6:6.0f} MB: first batch {row['first_batch_at_0_s']:.3f} s at 0, "
+                f"{kind:9} {row['file_bytes'] / 1e6:6.0f} MB: "
+                f"first batch {row['first_batch_before_s']:.3f} s at {chosen.before:,}, "
                 f"{row['first_batch_resumed_s']:.3f} s at {chosen.documents:,} documents, ratio {row['ratio']:.2f}",
                 flush=True,
             )
@@ -153,12 +155,13 @@ def main() -> None:
         for row in rows
         if row["kind"] in BARRED
         for what, key, bar in (
-            ("first batch on resume over that at 0", "ratio", LARGEST_RATIO),
+            (f"first batch on resume over that at {chosen.before}", "ratio", LARGEST_RATIO),
             ("seconds to the first batch on resume", "first_batch_resumed_s", LONGEST_S),
         )
     ]
     if chosen.out is not None:
-        command = f"python benchmarks/resume_cost.py --documents {chosen.documents} --kinds {' '.join(chosen.kinds)}"
+        where = f"--documents {chosen.documents} --before {chosen.before}"
+        command = f"python benchmarks/resume_cost.py {where} --kinds {' '.join(chosen.kinds)}"
         result = {"benchmark": "resume_cost", **measured_on(), "command": command, "bars": bars, "rows": rows}
         chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -30,6 +30,7 @@ from smet_train.train.checkpoint import Keep
 from smet_train.train.device import choose_device
 from smet_train.train.evaluate import mean_loss
 from smet_train.train.guard import StepGuard
+from smet_train.train.precision import slow_products
 from smet_train.train.processes import ALONE, Processes
 from smet_train.train.run import LoopSettings, Run
 from smet_train.train.saver import Saver
@@ -205,6 +206,9 @@ def build_run(
         processes: those that train the run together.
     """
     device = choose_device(config.train.device.name, "train.device=")
+    slow = slow_products(device, config.train.precision.name)
+    if slow and processes.leads:
+        log.warning("train.precision=%s: %s; write train.precision=fp32", config.train.precision.name, slow)
     pretrained = None if restores or config.model.init_from is None else open_pretrained(config)
     model, densities = build_sparse_model(config, data.tokenizer, device, backends, pretrained)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}

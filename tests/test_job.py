@@ -10,6 +10,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from smet_train import build
 from smet_train.config.schema import Config
 from smet_train.errors import CheckpointError, ConfigError
 from smet_train.job import run_training
@@ -242,6 +243,17 @@ def test_a_short_validation_split_is_a_warning(
 ) -> None:
     train(quick_config("train.eval_windows=5000", "train.steps=1"), tmp_path)
     assert "fewer than train.eval_windows=5000" in caplog.text
+
+
+def test_a_processor_that_is_slow_in_the_precision_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, quick_config: QuickConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(build, "slow_products", lambda _, precision: "it is slow" if precision == "bf16" else None)
+    train(quick_config("train.precision=bf16", "train.steps=1"), tmp_path / "bf16")
+    assert "train.precision=bf16: it is slow; write train.precision=fp32" in caplog.text
+    caplog.clear()
+    train(quick_config("train.steps=1"), tmp_path / "fp32")
+    assert "it is slow" not in caplog.text
 
 
 def test_a_model_that_can_not_be_planned_is_trained_all_the_same(

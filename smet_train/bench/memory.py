@@ -43,9 +43,15 @@ def run_memory(overrides: list[str], bench: MemoryBench, command: str) -> None:
 
     console = open_console()
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in _ARMS}
-    for _ in range(bench.rounds):
+    for number in range(1, bench.rounds + 1):
         for name, more in _ARMS.items():
-            measured[name].append(_in_a_process(name, [*overrides, *more], bench.steps))
+            facts = _in_a_process(name, [*overrides, *more], bench.steps)
+            measured[name].append(facts)
+            console.print(
+                f"round {number} of {bench.rounds}, {name}: {facts['peak_bytes'] / 2**20:,.0f} MiB, "
+                f"{facts['tokens_per_s']:,.0f} tokens/s",
+                soft_wrap=True,
+            )
     arms: dict[str, dict[str, Any]] = {
         name: {key: median(run[key] for run in runs) for key in runs[0]} for name, runs in measured.items()
     }

@@ -29,6 +29,7 @@ from smet_train.sparse.sampling import first_index
 from smet_train.sparse_model import build_sparse_model, planned_vocabulary
 from smet_train.topology import TopologyUpdater
 from smet_train.tracking.console import open_console
+from smet_train.train.precision import slow_products
 from smet_train.train.step import TokenLoss, forward_backward
 
 Compose = Callable[[list[str]], Config]
@@ -72,10 +73,15 @@ class _Training:
 def run_speed(compose: Compose, bench: SpeedBench, command: str) -> None:
     """The whole benchmark: print tables, write ``result.json`` and ``speed.png`` into ``bench.out``."""
     console = open_console()
-    layers = [
-        row for shape in _SHAPES for precision in bench.precisions for row in time_layers(shape, precision, bench)
-    ]
+    precisions = chosen_precisions(bench, console)
+    layers = []
+    for inputs, outputs in _SHAPES:
+        for precision in precisions:
+            console.print(f"timing layers from {inputs} to {outputs} features in {precision}, {bench.rounds} rounds")
+            layers += time_layers((inputs, outputs), precision, bench)
     print_layers(console, layers)
+    if bench.whole_steps:
+        console.print(f"timing whole steps, {bench.rounds} rounds")
     steps = time_steps(compose, bench) if bench.whole_steps else {}
     bars = [*layer_bars(layers), *step_bars(steps)]
     out = Path(bench.out)
@@ -84,6 +90,18 @@ def run_speed(compose: Compose, bench: SpeedBench, command: str) -> None:
     for bar in bars:
         console.print(f"{bar.name}: {bar.value:.3g} against {bar.bar:g}: {'holds' if bar.holds else 'does not hold'}")
     console.print(f"figures {path}, plot {out / 'speed.png'}", soft_wrap=True)
+
+
+def chosen_precisions(bench: SpeedBench, console: Console) -> list[str]:
+    """Those of ``bench.precisions``, but for one beside others in which this processor would take hours."""
+    slow = {precision: slow_products(torch.device("cpu"), precision) for precision in bench.precisions}
+    fast = [precision for precision, reason in slow.items() if reason is None]
+    if not fast:
+        return bench.precisions
+    for precision, reason in slow.items():
+        if reason is not None:
+            console.print(f"{precision} is left out: {reason}; alone in bench.precisions it is timed", markup=False)
+    return fast
 
 
 def time_layers(shape: tuple[int, int], precision: str, bench: SpeedBench) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Precision policies: in which dtype parameters are held and products are computed."""
 
+import platform
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -29,3 +30,15 @@ def compute_context(device: torch.device, precision: str) -> AbstractContextMana
     """``bf16_mixed``: autocast, so that products run in bf16 while parameters and reductions stay in fp32."""
     dtype = compute_dtype(precision)
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def slow_products(device: torch.device, precision: str) -> str | None:
+    """Why products in bf16 cost more than in fp32 on ``device``; None if they don't, or ``precision`` is ``fp32``.
+
+    torch hands them to oneDNN only on an x86 processor with AVX-512; elsewhere it runs a scalar loop on one thread.
+    """
+    if precision == "fp32" or device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return None
+    if torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return None
+    return "this processor has no AVX-512, without which torch multiplies bf16 numbers many times slower than fp32 ones"

@@ -1,10 +1,12 @@
 """The benchmarks of time and memory on models whose figures mean nothing: what they write, and their bars."""
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from smet_train.bench import memory, speed
 from smet_train.bench.settings import MemoryBench, SpeedBench
@@ -16,6 +18,7 @@ TINY = ["+debug=quick", "topology.interval=100", "data.tokenizer.vocab_size=300"
 
 def test_speed_times_layers_steps_optimizer_and_update(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(speed, "_SHAPES", ((24, 40),))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     bench = SpeedBench(out=str(tmp_path), backends=["csr", "block:64"], densities=[0.1, 0.5], tokens=20, rounds=2)
     with pytest.raises(SmetError, match="holds 1 to 1 active blocks"):
         speed.run_speed(lambda more: compose([*TINY, *more]), bench, "smet-bench speed")
@@ -43,6 +46,26 @@ def test_speed_times_layers_steps_optimizer_and_update(monkeypatch: pytest.Monke
         *["step"] * 3, "optimizer at density 0.1 over dense fused AdamW", "topology update over a step at density 0.1"
     ]  # fmt: skip
     assert (tmp_path / "speed.png").exists()
+
+
+def test_a_precision_without_products_of_its_own_is_timed_only_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(speed, "_SHAPES", ((24, 40),))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+
+    def timed(precisions: list[str]) -> set[str]:
+        bench = SpeedBench(
+            out=str(tmp_path), backends=["block:4"], densities=[0.5], precisions=precisions, tokens=4, rounds=1,
+            whole_steps=False,
+        )  # fmt: skip
+        speed.run_speed(lambda more: compose([*TINY, *more]), bench, "smet-bench speed")
+        return {row["precision"] for row in json.loads((tmp_path / "result.json").read_text())["layers"]}
+
+    assert timed(["fp32", "bf16"]) == {"fp32"}
+    assert "bf16 is left out: this processor has no AVX-512" in " ".join(capsys.readouterr().out.split())
+    assert timed(["bf16"]) == {"bf16"}
 
 
 def test_a_bar_takes_the_shape_where_it_is_furthest_from_holding() -> None:
