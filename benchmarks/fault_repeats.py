@@ -38,6 +38,7 @@ def repeat() -> dict[str, Any]:
         "seconds": round(seconds),
         "tests": lines[-1].strip("= ") if lines else "",
         "failed": [line for line in lines if line.startswith(("FAILED", "ERROR"))],
+        "why": [line for line in lines if line.startswith("E  ")],
         "tried": sum(row["tried"] for row in campaigns),
         "passed": sum(row["passed"] for row in campaigns),
     }
