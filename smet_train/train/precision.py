@@ -35,7 +35,7 @@ def compute_context(device: torch.device, precision: str) -> AbstractContextMana
 def slow_products(device: torch.device, precision: str) -> str | None:
     """Why products in bf16 cost more than in fp32 on ``device``; None if they don't, or ``precision`` is ``fp32``.
 
-    torch hands them to oneDNN only on an x86 processor with AVX-512; elsewhere it runs a scalar loop on one thread.
+    On x86 torch hands them to oneDNN only with AVX-512, and else runs a scalar loop on one thread.
     """
     if precision == "fp32" or device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
         return None
