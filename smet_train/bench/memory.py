@@ -63,9 +63,9 @@ def run_memory(overrides: list[str], bench: MemoryBench, command: str) -> None:
         facts["memory_ratio"] = facts["peak_bytes"] / base["peak_bytes"]
         facts["speed_ratio"] = facts["tokens_per_s"] / base["tokens_per_s"]
         if name != "transformers":
-            planned = plan_run(compose([*overrides, *_ARMS[name]])).footprint.peak_bytes
-            facts["planned_bytes"] = planned
-            facts["planned_over_measured"] = planned / facts["peak_bytes"]
+            planned_bytes = plan_run(compose([*overrides, *_ARMS[name]])).footprint.peak_bytes
+            facts["planned_bytes"] = planned_bytes
+            facts["planned_over_measured"] = planned_bytes / facts["peak_bytes"]
         table.add_row(
             name,
             f"{facts['peak_bytes'] / 2**20:,.0f}",

@@ -1,8 +1,14 @@
-"""The table of faults counts right: a campaign with one failure fails, and says which trial."""
+"""The table of faults counts right: a campaign with one failure fails, and says which trial and what differed."""
+
+import json
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.faults.conftest import Campaign
+from tests.faults.trials import difference, digest
 
 
 def test_a_failed_trial_fails_its_campaign() -> None:
@@ -21,3 +27,29 @@ def test_draws_are_the_same_each_time_and_differ_between_trials() -> None:
     assert first == again
     assert len(set(first)) == 3
     assert len(list(Campaign("draws", every=True).draws(3, 9))) == 9
+
+
+def write_run(folder: Path, *, weight: float = 1.0, token: int = 5, loss: float = 2.0, time_s: float = 0.0) -> Path:
+    """What is compared of a run, at step 1."""
+    path = folder / "checkpoints" / "step_00000001"
+    path.mkdir(parents=True)
+    save_file({"weight": torch.tensor([weight])}, path / "model.safetensors")
+    (path / "state.json").write_text(json.dumps({"position": {"token": token}, "config": time_s}))
+    event = {"event": "train", "step": 1, "loss": loss, "time_s": time_s}
+    (folder / "metrics.jsonl").write_text(json.dumps(event) + "\n")
+    return folder
+
+
+def test_a_difference_is_named(tmp_path: Path) -> None:
+    whole = write_run(tmp_path / "whole")
+    later = write_run(tmp_path / "later", time_s=9.0)
+    assert difference(later, whole, 1) is None
+    assert digest(later, 1) == digest(whole, 1)
+    other = write_run(tmp_path / "other", weight=1.5, token=6, loss=2.5)
+    first, *rest = str(difference(other, whole, 1)).splitlines()
+    assert first == f"{other} ends differently"
+    assert rest[0].startswith("event 1: ")
+    assert "2.5" in rest[0]
+    assert rest[1].startswith("model.safetensors: ")
+    assert rest[2:] == ["state.json position: {'token': 6}, not {'token': 5}"]
+    assert digest(other, 1) != digest(whole, 1)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.faults.conftest import CampaignMaker
-from tests.faults.trials import digest
+from tests.faults.trials import difference
 
 STEPS = 40
 KINDS = (
@@ -64,6 +64,5 @@ def test_a_killed_command_typed_again_ends_as_one_that_was_not(
         for draw in tally.draws(few=1, every=5):
             folder = tmp_path / f"killed {tally.tried}"
             failure = killed_and_typed_again(overrides, folder, longest_s, draw)
-            same = failure is None and digest(folder, STEPS) == digest(tmp_path / "whole", STEPS)
-            tally.note(failure if failure or same else f"{folder} ends differently")
+            tally.note(failure or difference(folder, tmp_path / "whole", STEPS))
             shutil.rmtree(folder, ignore_errors=True)

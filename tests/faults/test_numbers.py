@@ -19,7 +19,7 @@ from smet_train.optim import SmetAdamW
 from smet_train.tracking.jsonl import read_events
 from smet_train.train import step as step_module
 from smet_train.train.checkpoint import checkpoint_steps
-from tests.faults.trials import KillInSave, digest, output, run
+from tests.faults.trials import KillInSave, difference, output, run
 
 QuickConfig = Callable[..., Config]
 STEPS = 12
@@ -161,7 +161,7 @@ def met(config: Config, folder: Path, policy: str, place: str, poison: Poison, d
         return output(killed)
     if run(config, killed, poison) != 0:
         return output(killed)
-    return None if digest(killed, STEPS) == digest(folder, STEPS) else "a kill changes how it ends"
+    return difference(killed, folder, STEPS)
 
 
 def is_finite(checkpoint: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, forked from one that has everything imported; what they leave, as one digest."""
+"""Runs in processes of their own, forked from one that has everything imported; what they leave, to compare."""
 
 import hashlib
 import io
@@ -75,20 +75,28 @@ def _child(config: Config, folder: Path, hooks: tuple[Hook, ...]) -> None:
     sys.exit(status)
 
 
-def digest(folder: Path, step: int) -> str:
-    """SHA-256 of all that a run has made: weights, index, moments, ages, schedule, random state, position in the data
+def outcome(folder: Path, step: int) -> dict[str, Any]:
+    """All that a run has made, by name: weights, index, moments, ages, schedule, random state, position in the data
     (all of the checkpoint of ``step``), and metrics.jsonl without what depends on the clock."""
-    found = hashlib.sha256()
     path = folder / "checkpoints" / f"step_{step:08d}"
-    found_in = (path.glob("*.safetensors"), path.glob("sharded/*"))
-    names = sorted(str(file.relative_to(path)) for files in found_in for file in files)
-    found.update(repr(names).encode())
-    for name in names:
-        found.update((path / name).read_bytes())
+    tensors = sorted(file for pattern in ("*.safetensors", "sharded/*") for file in path.glob(pattern))
+    files = {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in tensors}
     plain = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    kept = {key: value for key, value in plain.items() if key not in ("metrics_bytes", "config")}
-    found.update(json.dumps([kept, trace(folder)], sort_keys=True).encode())
-    return found.hexdigest()
+    kept = {f"state.json {key}": value for key, value in plain.items() if key not in ("metrics_bytes", "config")}
+    return {**files, **kept, **{f"event {number}": event for number, event in enumerate(trace(folder), 1)}}
+
+
+def digest(folder: Path, step: int) -> str:
+    """SHA-256 of :func:`outcome`."""
+    return hashlib.sha256(json.dumps(outcome(folder, step), sort_keys=True).encode()).hexdigest()
+
+
+def difference(folder: Path, whole: Path, step: int) -> str | None:
+    """Where the outcome of ``folder`` is not that of ``whole``; None if they are equal."""
+    found, expected = outcome(folder, step), outcome(whole, step)
+    names = [name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)]
+    told = [f"{name}: {str(found.get(name))[:300]}, not {str(expected.get(name))[:300]}" for name in names]
+    return "\n".join([f"{folder} ends differently", *told[:10]]) if names else None
 
 
 def trace(folder: Path) -> list[dict[str, Any]]:
