@@ -7,11 +7,12 @@ computed by itself, so the number of threads changes no bit.
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
 from smet_train.optim.fp8 import BLOCK, M_BITS, OCTAVES, SHIFT, V_BITS
 from smet_train.sparse.compiled import MATH
+from smet_train.sparse.kernel_cache import kernel
 
 Array = NDArray[Any]
 
@@ -20,7 +21,7 @@ CHUNK = 512  # a multiple of BLOCK: elements whose factors and copies stay in th
 SPAN = 16 * CHUNK  # what a thread takes at a time, with the same few arrays for all chunks
 
 
-@njit(parallel=True, fastmath=MATH, error_model="numpy", cache=True)
+@kernel(parallel=True, fastmath=MATH, error_model="numpy")
 def update(
     parameter_N: Array, gradient_N: Array, m_N: Array, v_N: Array, ages: Array, pairs: Array, constants: Array
 ) -> None:  # pragma: no cover
@@ -43,7 +44,7 @@ def update(
             )
 
 
-@njit(parallel=True, fastmath=MATH, error_model="numpy", cache=True)
+@kernel(parallel=True, fastmath=MATH, error_model="numpy")
 def update_bf16(
     parameter_N: Array, gradient_N: Array, m_N: Array, v_N: Array, ages: Array, pairs: Array, constants: Array, key: int
 ) -> None:  # pragma: no cover
@@ -69,7 +70,7 @@ def update_bf16(
             _narrow(exact[0], patterns[0], noise[0], parameter_N[first:last])
 
 
-@njit(parallel=True, fastmath=MATH, error_model="numpy", cache=True)
+@kernel(parallel=True, fastmath=MATH, error_model="numpy")
 def update_fp8(
     parameter_N: Array,
     gradient_N: Array,
@@ -118,13 +119,13 @@ def update_fp8(
             v[0][first:last] = codes[1, :count]
 
 
-@njit(fastmath=MATH, error_model="numpy", cache=True)
+@kernel(fastmath=MATH, error_model="numpy")
 def _widen(narrow_N: Array, patterns: Array) -> None:  # pragma: no cover
     for i in range(len(narrow_N)):
         patterns[i] = np.uint32(narrow_N[i]) << np.uint32(16)
 
 
-@njit(fastmath=MATH, error_model="numpy", cache=True)
+@kernel(fastmath=MATH, error_model="numpy")
 def _narrow(exact: Array, patterns: Array, noise: Array, narrow_N: Array) -> None:  # pragma: no cover
     """Round ``exact``, whose bits are ``patterns``, to bf16."""
     for i in range(len(narrow_N)):
@@ -135,7 +136,7 @@ def _narrow(exact: Array, patterns: Array, noise: Array, narrow_N: Array) -> Non
         narrow_N[i] = np.uint16(patterns[i] >> np.uint32(16))
 
 
-@njit(fastmath=MATH, error_model="numpy", cache=True)
+@kernel(fastmath=MATH, error_model="numpy")
 def _draw(noise: Array, first: int, key: int) -> None:  # pragma: no cover
     """splitmix64 at the positions from ``first`` on: 16 bits for the value, 20 for either moment."""
     for i in range(CHUNK):
@@ -151,13 +152,13 @@ def _draw(noise: Array, first: int, key: int) -> None:  # pragma: no cover
 # What follows is ``Fp8`` in loops of 64. Every number is cast to 32 bits, or numba computes in 64 and half as fast.
 
 
-@njit(fastmath=MATH, error_model="numpy", cache=True)
+@kernel(fastmath=MATH, error_model="numpy")
 def _bottom(exponent: Any, octaves: int) -> Any:  # pragma: no cover
     """The upper bits of the pattern whose code would be 0."""
     return np.uint32((exponent - np.uint32(octaves)) << np.uint32(3)) if exponent > octaves else np.uint32(0)
 
 
-@njit(fastmath=MATH, error_model="numpy", cache=True)
+@kernel(fastmath=MATH, error_model="numpy")
 def _decode(codes: Array, exponents: Array, octaves: int, sizes: int, patterns: Array) -> None:  # pragma: no cover
     """The fp32 patterns of ``codes``, whose size is in the bits ``sizes`` and whose sign is above."""
     for block in range(len(exponents)):
@@ -170,7 +171,7 @@ def _decode(codes: Array, exponents: Array, octaves: int, sizes: int, patterns: 
             out[i] = np.uint32(np.uint32((size + bottom) << np.uint32(SHIFT)) | sign) if size else np.uint32(0)
 
 
-@njit(fastmath=MATH, error_model="numpy", cache=True)
+@kernel(fastmath=MATH, error_model="numpy")
 def _round_block(patterns: Array, noise: Array, rounded: Array) -> Any:  # pragma: no cover
     """Round the patterns of a block without their sign, into ``rounded``; the exponent of the largest."""
     largest = np.uint32(0)
@@ -182,7 +183,7 @@ def _round_block(patterns: Array, noise: Array, rounded: Array) -> Any:  # pragm
     return np.uint32(largest >> np.uint32(3))
 
 
-@njit(fastmath=MATH, error_model="numpy", cache=True)
+@kernel(fastmath=MATH, error_model="numpy")
 def _encode_m(exact: Array, patterns: Array, noise: Array, codes: Array, exponents: Array) -> None:  # pragma: no cover
     """With a sign; below the range, zero or the least, with the probability that keeps the mean."""
     rounded, least = np.empty(BLOCK, np.uint32), np.empty(1, np.uint32)
@@ -202,7 +203,7 @@ def _encode_m(exact: Array, patterns: Array, noise: Array, codes: Array, exponen
             out[i] = np.uint8(code | np.uint32(np.uint32(bits[i] >> np.uint32(24)) & np.uint32(128)))
 
 
-@njit(fastmath=MATH, error_model="numpy", cache=True)
+@kernel(fastmath=MATH, error_model="numpy")
 def _encode_v(patterns: Array, noise: Array, codes: Array, exponents: Array) -> None:  # pragma: no cover
     """Without a sign; what is below the range is rounded up, and zero alone is zero."""
     rounded = np.empty(BLOCK, np.uint32)
@@ -217,7 +218,7 @@ def _encode_v(patterns: Array, noise: Array, codes: Array, exponents: Array) -> 
             out[i] = np.uint8(code) if bits[i] & np.uint32(0x7FFFFFFF) else np.uint8(0)
 
 
-@njit(fastmath=MATH, error_model="numpy", cache=True)
+@kernel(fastmath=MATH, error_model="numpy")
 def _look_up(ages: Array, pairs: Array, first: int, last: int, elements: int, found: Array) -> None:  # pragma: no cover
     """Fill ``found`` (CHUNK,) with the pairs of the elements ``first`` to ``last``."""
     if len(ages) == elements:
@@ -239,7 +240,7 @@ def _look_up(ages: Array, pairs: Array, first: int, last: int, elements: int, fo
         start = end
 
 
-@njit(fastmath=MATH, error_model="numpy", cache=True)
+@kernel(fastmath=MATH, error_model="numpy")
 def _update_chunk(
     parameter_N: Array, gradient_N: Array, m_N: Array, v_N: Array, factors: Array, constants: Array
 ) -> None:  # pragma: no cover

@@ -38,6 +38,7 @@ SAVER, LOOP, STATE = "train/saver.py", "train/loop.py", "train/state.py"
 CHECKS = "tests/train/test_checkpoint.py"
 DISK = "tests/faults/test_disk.py"
 SAVED = "tests/train/test_saver.py"
+KERNELS = "tests/sparse/test_kernel_cache.py"
 CRASHED = "tests/test_job.py -k 'crashed and probe_windows and 3'"
 MOVED = "tests/test_job.py -k 'crashed and probe_windows and 5'"  # after an update
 
@@ -109,6 +110,20 @@ MUTANTS = [
         "run.stop.take(run.processes.highest(run.stop.code))",
         "run.stop.take(run.stop.code)",
         "tests/distributed/test_goes_on.py -k signal",
+    ),
+    Mutant(
+        "a compiled kernel is run whatever its checksum says",
+        "sparse/kernel_cache.py",
+        "if checksum == _checksum(name, content) else None",
+        "",
+        KERNELS,
+    ),
+    Mutant(
+        "a compiled kernel is known without its types",
+        "sparse/kernel_cache.py",
+        "repr([self._made_from(), key])",
+        "repr(self._made_from())",
+        KERNELS,
     ),
     Mutant("no file is flushed", FILES, "    disk.sync(path)\n    return Written", "    return Written", DISK),
     Mutant("the folder's names are not flushed", FILES, "    disk.sync(working)\n", "", DISK),

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
 from smet_train.sparse.compiled import MATH
 from smet_train.sparse.index import choose_form, unpack
+from smet_train.sparse.kernel_cache import kernel
 from smet_train.sparse.layout import Layout
 
 Array = NDArray[Any]
@@ -48,7 +49,7 @@ def compressed_rows(packed: Tensor, layout: Layout) -> tuple[Any, Any]:
     return torch.searchsorted(sites.long(), edges).int().numpy(), sites.remainder(layout.in_features).int().numpy()
 
 
-@njit(parallel=True, fastmath=MATH, cache=True)
+@kernel(parallel=True, fastmath=MATH)
 def rows_of_bitmap(bits: Array, rows: int, columns: int, starts: Array, column_K: Array) -> None:  # pragma: no cover
     """Fill ``starts`` (rows + 1,) and ``column_K`` (K,) from one bit a site."""
     for row in prange(rows):
@@ -84,7 +85,7 @@ def turned(starts: Array, column_K: Array, value_K: Array, columns: int) -> tupl
     return starts_T, row_K, turned_K
 
 
-@njit(cache=True)
+@kernel()
 def _fill_turned(
     starts: Array, column_K: Array, value_K: Array, starts_T: Array, row_K: Array, turned_K: Array
 ) -> None:  # pragma: no cover
@@ -100,7 +101,7 @@ def _fill_turned(
             free[column_K[slot]] = place + 1
 
 
-@njit(parallel=True, fastmath=MATH, cache=True)
+@kernel(parallel=True, fastmath=MATH)
 def multiply(
     x_NI: Array, starts: Array, column_K: Array, value_K: Array, y_NO: Array, tile: int
 ) -> None:  # pragma: no cover
@@ -114,7 +115,7 @@ def multiply(
         _product(x_IT, starts, column_K, value_K, y_NO, first, count)
 
 
-@njit(parallel=True, fastmath=MATH, cache=True)
+@kernel(parallel=True, fastmath=MATH)
 def multiply_backward(
     grad_y_NO: Array,
     x_NI: Array,
@@ -149,7 +150,7 @@ def multiply_backward(
                 _product(g_OT, turned_W[0], turned_W[1], turned_W[2], grad_x_NI, first, count)
 
 
-@njit(fastmath=MATH, cache=True)
+@kernel(fastmath=MATH)
 def _turn(
     source: Array, row: int, column: int, height: int, width: int, turned: Array, to_row: int, to_column: int
 ) -> None:  # pragma: no cover
@@ -169,7 +170,7 @@ def _turn(
                         turned[to_row + b, to_column + a] = source[row + a, column + b]
 
 
-@njit(fastmath=MATH, cache=True)
+@kernel(fastmath=MATH)
 def _product(
     x_IT: Array, starts: Array, column_K: Array, value_K: Array, y_NO: Array, first: int, count: int
 ) -> None:  # pragma: no cover
@@ -206,7 +207,7 @@ def _product(
         _turn(y_ST, 0, 0, height, count, y_NO, first, strip)
 
 
-@njit(fastmath=MATH, cache=True)
+@kernel(fastmath=MATH)
 def _sample(
     g_OT: Array, x_IT: Array, starts: Array, column_K: Array, sum_K: Array, tile: int
 ) -> None:  # pragma: no cover
@@ -236,7 +237,7 @@ def _sample(
             slot += 1
 
 
-@njit(parallel=True, cache=True)
+@kernel(parallel=True)
 def scatter(starts: Array, column_K: Array, value_K: Array, dense_OI: Array) -> None:  # pragma: no cover
     """``dense_OI``: zero but for the values at their places."""
     for row in prange(dense_OI.shape[0]):
@@ -245,7 +246,7 @@ def scatter(starts: Array, column_K: Array, value_K: Array, dense_OI: Array) -> 
             dense_OI[row, column_K[slot]] = value_K[slot]
 
 
-@njit(parallel=True, cache=True)
+@kernel(parallel=True)
 def gather(starts: Array, column_K: Array, dense_OI: Array, value_K: Array) -> None:  # pragma: no cover
     """``value_K``: what ``dense_OI`` holds at the places."""
     for row in prange(dense_OI.shape[0]):
