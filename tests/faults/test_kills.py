@@ -18,7 +18,7 @@ import torch
 
 from smet_train.config.schema import Config
 from tests.conftest import make_documents
-from tests.faults.trials import KillInSave, difference, end, kill_within, output, run, start
+from tests.faults.trials import KillInSave, difference, end, kill_within, output, run, start, trace
 
 QuickConfig = Callable[..., Config]
 STEPS = 12
@@ -104,8 +104,18 @@ def test_a_killed_run_ends_as_one_that_was_not(
     with campaign("SIGKILL inside a save or a rotation, resumed: exact", part=str(number)) as tally:
         for draw in tally.draws(few=1, every=13):
             folder = tmp_path / f"killed in a save {tally.tried}"
-            died = run(config, folder, KillInSave(draw.randint(1, 4), draw.random() * 0.03))
+            died = run(config, folder, KillInSave(draw.randint(1, 4), draw.random()))
             tally.note(resumed(config, folder, whole) if died in (0, -signal.SIGKILL) else output(folder))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_run_may_end_before_the_kill_that_its_last_save_sets_off(
+    configure: Callable[..., Config], tmp_path: Path, asynchronous: bool
+) -> None:
+    """Where saves are fast; the trials above then have a finished run to go on with."""
+    config, folder = configure("text", f"checkpoint.asynchronous={asynchronous}"), tmp_path / "run"
+    assert run(config, folder, KillInSave(4, 1e4)) == 0, output(folder)
+    assert trace(folder)[-1]["reason"] == "finished"
 
 
 def resumed(config: Config, folder: Path, whole: Path) -> str | None:

@@ -157,7 +157,7 @@ def met(config: Config, folder: Path, policy: str, place: str, poison: Poison, d
     if (end["event"], end["reason"], end["step"], end["rollbacks"]) != ("end", "finished", STEPS, goes_back):
         return str(end)
     killed = folder / "killed"
-    if run(config, killed, poison, KillInSave(draw.randint(1, 4), draw.random() * 0.02)) not in (0, -signal.SIGKILL):
+    if run(config, killed, poison, KillInSave(draw.randint(1, 4), draw.random())) not in (0, -signal.SIGKILL):
         return output(killed)
     if run(config, killed, poison) != 0:
         return output(killed)

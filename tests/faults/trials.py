@@ -23,8 +23,8 @@ from smet_train.config.schema import Config
 from smet_train.errors import SmetError
 from smet_train.tracking.jsonl import read_events
 from smet_train.tracking.names import TIME_FIELDS
-from smet_train.train import loop
-from smet_train.train.run import Run
+from smet_train.train import saver
+from smet_train.train.checkpoint import save_checkpoint
 
 _MEASURED_BYTES = ("rss_bytes", "device_bytes")  # what the machine says of the process
 _LONGEST_S = 120
@@ -112,27 +112,31 @@ def output(folder: Path) -> str:
 
 
 class KillInSave:
-    """SIGKILL at a moment of the ``number``-th save, ``delay_s`` after its beginning, whatever is being done then."""
+    """SIGKILL in the writing of the ``number``-th save, after ``part`` of the time that the one before it took."""
 
-    def __init__(self, number: int, delay_s: float) -> None:
+    def __init__(self, number: int, part: float) -> None:
         self.number = number
-        self.delay_s = delay_s
+        self.part = part
 
     def __call__(self) -> None:
-        saved, calls = loop.save, 0
+        calls, took_s = 0, 0.02
 
-        def save(of: Run) -> bool:
-            nonlocal calls
+        def save(*arguments: Any) -> Path:
+            nonlocal calls, took_s
             calls += 1
             if calls == self.number:
-                threading.Thread(target=self._kill, daemon=True).start()
-            return saved(of)
+                threading.Thread(target=self._kill, args=(self.part * took_s,), daemon=True).start()
+            started_s = time.monotonic()
+            written = save_checkpoint(*arguments)
+            took_s = time.monotonic() - started_s
+            return written
 
         sys.setswitchinterval(1e-5)
-        loop.save = save  # type: ignore[assignment]
+        vars(saver)["save_checkpoint"] = save
 
-    def _kill(self) -> None:
-        time.sleep(self.delay_s)
+    @staticmethod
+    def _kill(delay_s: float) -> None:
+        time.sleep(delay_s)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
