@@ -30,9 +30,9 @@ def repeat() -> dict[str, Any]:
         "commit": _git("rev-parse", "--short", "HEAD"),
         **measured_on(),
         "seconds": round(seconds),
-        "tests": lines[-1].strip("= ") if lines else "",
+        "tests": next((line.strip("= ") for line in reversed(lines) if line.startswith("=")), ""),
         "failed": [line for line in lines if line.startswith(("FAILED", "ERROR"))],
-        "why": [line for line in lines if line.startswith("E  ")],
+        "why": [line.removeprefix("E").strip() for line in lines if line.startswith("E  ") and 'File "' not in line],
         "tried": sum(row["tried"] for row in campaigns),
         "passed": sum(row["passed"] for row in campaigns),
     }

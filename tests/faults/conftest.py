@@ -105,10 +105,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.line(f"{name:{width}}  {row['tried']:>6}  {row['passed']:>6}  {worst}")
     out = config.getoption("--faults-out")
     if out is not None:
-        from smet_train.bench.result import measured_on
+        write_table(Path(out), list(rows.values()))
 
-        content = {"command": "make faults", **measured_on(), "campaigns": list(rows.values())}
-        Path(out).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+def write_table(out: Path, rows: list[dict[str, object]]) -> None:
+    """The table as JSON, with what it was measured on."""
+    from smet_train.bench.result import measured_on
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    content = {"command": "make faults", **measured_on(), "campaigns": rows}
+    out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _add(rows: dict[str, dict[str, object]], row: dict[str, object]) -> None:

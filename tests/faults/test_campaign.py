@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.faults.conftest import Campaign
+from tests.faults.conftest import Campaign, write_table
 from tests.faults.trials import difference, digest
 
 
@@ -53,3 +53,10 @@ def test_a_difference_is_named(tmp_path: Path) -> None:
     assert rest[1].startswith("model.safetensors: ")
     assert rest[2:] == ["state.json position: {'token': 6}, not {'token': 5}"]
     assert digest(other, 1) != digest(whole, 1)
+
+
+def test_the_table_is_written_where_there_is_no_folder_yet(tmp_path: Path) -> None:
+    """As in a new clone."""
+    row: dict[str, object] = {"name": "counting", "tried": 3, "passed": 2, "worst": None, "unit": ""}
+    write_table(tmp_path / "outputs" / "faults.json", [row])
+    assert json.loads((tmp_path / "outputs" / "faults.json").read_text())["campaigns"] == [row]
