@@ -73,6 +73,48 @@ def test_a_cache_that_cannot_be_used_is_no_obstacle(
     assert "could not be kept" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        {"backend": "csr"},
+        {"backend": "gone", "ms": {}, "why_not": {}},
+        {"backend": ["csr"], "ms": {}, "why_not": {}},
+        {"backend": "csr", "ms": 1, "why_not": {}},
+        {"backend": "csr", "ms": {}, "why_not": None},
+        {"backend": "csr", "ms": {}, "why_not": {}, "more": 1},
+    ],
+)
+def test_an_entry_that_is_not_one_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: object) -> None:
+    monkeypatch.setattr(auto, "_time", lambda runs: dict.fromkeys(runs, 1.0))
+    file = tmp_path / "backends.json"
+    first = choose_backend(LAYOUT, torch.float32, CPU, 64, file)
+    [key] = json.loads(file.read_text())
+    file.write_text(json.dumps({key: entry}))
+    choose_backend.cache_clear()
+    assert choose_backend(LAYOUT, torch.float32, CPU, 64, file) == first
+    assert json.loads(file.read_text())[key]["ms"] == first.ms
+
+
+def test_a_choice_holds_for_processors_with_the_same_instructions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on the nodes of a cluster, which share a home."""
+    file, timed = tmp_path / "backends.json", 0
+
+    def note(runs: dict[str, object]) -> dict[str, float]:
+        nonlocal timed
+        timed += 1
+        return dict.fromkeys(runs, 1.0)
+
+    monkeypatch.setattr(auto, "_time", note)
+    for instructions in ("AVX2", "AVX512", "AVX2"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda found=instructions: found)
+        choose_backend.cache_clear()
+        choose_backend(LAYOUT, torch.float32, CPU, 64, file)
+    assert timed == 2
+
+
 def test_nothing_that_can_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in auto.CANDIDATES["cpu"]:
         monkeypatch.setattr(BACKENDS[name], "unsupported", lambda *_: "it is Sunday")

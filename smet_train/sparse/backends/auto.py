@@ -52,8 +52,9 @@ def choose_backend(
     Args:
         dtype: of the products.
         device: where the layer will be computed; on the meta device the CPU is timed.
-        cache_file: JSON of what was found before, by shape, count, dtype, tokens, device, threads and library
-            versions; None times anew. It is written whole and renamed, so that several processes may share it.
+        cache_file: JSON of what was found before, by shape, count, dtype, tokens, device, vector instructions, threads
+            and library versions; None times anew. It is written whole and renamed, so that several processes may share
+            it.
     """
     device = torch.device("cpu") if device.type == "meta" else device
     tokens = min(tokens, _MOST_TOKENS)
@@ -109,7 +110,9 @@ def _time(runs: dict[str, Callable[[], None]]) -> dict[str, float]:
 
 
 def _key(layout: Layout, dtype: torch.dtype, device: torch.device, tokens: int) -> str:
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    # Machines that share a home differ in their vector instructions.
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} threads"
     versions = " ".join(f"{name} {_version(name)}" for name in _LIBRARIES)
     shape = f"{layout.shape_text} active {layout.n_active} block {layout.block}"
@@ -124,12 +127,19 @@ def _version(name: str) -> str:
 
 
 def _read(path: Path | None) -> dict[str, dict[str, Any]]:
-    """What is known; a file that can't be read is as good as none."""
+    """What is known; a file that can't be read is as good as none, and so is an entry that is not one."""
     try:
         known = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return {key: entry for key, entry in known.items() if _is_entry(entry)} if isinstance(known, dict) else {}
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or {*entry} != {"backend", "ms", "why_not"}:
+        return False
+    backend, ms, why_not = entry["backend"], entry["ms"], entry["why_not"]
+    return isinstance(backend, str) and backend in BACKENDS and isinstance(ms, dict) and isinstance(why_not, dict)
 
 
 def _write(path: Path, known: dict[str, dict[str, Any]]) -> None:
