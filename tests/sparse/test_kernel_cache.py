@@ -129,13 +129,13 @@ def test_a_constant_from_elsewhere_and_an_option_are_part_of_the_code(
 ) -> None:
     """Not in the source that numba looks at."""
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # the module of constants is always read anew
     source = SOURCE.replace("FACTOR = 2", "from scaling_constants import FACTOR, MATH")
     source = source.replace('error_model="numpy"', "fastmath=MATH")
     for number, (factor, math) in enumerate([(2, {"nsz"}), (3, {"nsz"}), (3, {"arcp", "nsz"})], 1):
         (tmp_path / "scaling_constants.py").write_text(f"FACTOR, MATH = {factor}, {math}")
         sys.modules.pop("scaling_constants", None)
         importlib.invalidate_caches()
-        monkeypatch.setattr(sys, "dont_write_bytecode", True)
         assert scaled(start(source)) == ([factor, 2 * factor, 3 * factor], True)
         assert len(files(tmp_path)) == number
         assert scaled(start(source))[1] is False
