@@ -1,7 +1,6 @@
 """A configuration as plain dictionaries and YAML, without Hydra."""
 
 import os
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 from smet_train.config.plugins import admit_saved
 from smet_train.config.schema import Config
 from smet_train.errors import ConfigError
+from smet_train.replacing import replacing
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -72,16 +72,12 @@ def save_config(config: Config, path: Path) -> None:
     Raises:
         ConfigError: if it can't be written (disk full, no permission).
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
+        with replacing(path) as part, part.open("w", encoding="utf-8") as file:
             yaml.safe_dump(to_dict(config), file, sort_keys=False)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise ConfigError(
             f"{path} can't be written ({error.strerror}); make room or permission and start the same command again",
             exit_status=1,

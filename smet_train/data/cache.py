@@ -7,6 +7,8 @@ from pathlib import Path
 
 import platformdirs
 
+from smet_train.replacing import replacing
+
 log = logging.getLogger(__name__)
 
 
@@ -17,14 +19,10 @@ def default_cache_dir() -> Path:
 
 
 def store(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside ``path`` and rename it into place; a cache that can't be written is only a warning."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    """Put what ``write`` writes at ``path``; a cache that can't be written is only a warning."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as part:
             write(part)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
     except OSError as error:
         log.warning("can't write the cache %s (%s); going on without", path, error)

@@ -9,17 +9,16 @@ file is named by all that its code was made from and begins with a checksum; one
 import functools
 import hashlib
 import logging
-import os
 import pickle
-import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numba
 from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps
+
+from smet_train.replacing import replacing
 
 log = logging.getLogger(__name__)
 
@@ -92,14 +91,8 @@ class _Files:
     def save(self, key: Any, data: Any) -> None:
         """Write a file of its own and give it its name. It is not flushed: after a power cut its checksum tells."""
         name, content = self._name(key), dumps(data)
-        part = self._folder / f"{name}.{uuid.uuid4().hex}"
-        try:
+        with replacing(self._folder / name) as part:
             part.write_bytes(_checksum(name, content) + content)
-            os.replace(part, self._folder / name)
-        except OSError:
-            with suppress(OSError):
-                part.unlink()
-            raise
 
     def flush(self) -> None:
         """Remove all files of the function, as ``recompile`` asks for."""

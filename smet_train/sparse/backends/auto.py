@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from smet_train.errors import BackendError
+from smet_train.replacing import replacing
 from smet_train.sparse.backends import BACKENDS
 from smet_train.sparse.index import pack
 from smet_train.sparse.layout import Layout
@@ -145,8 +146,7 @@ def _is_entry(entry: Any) -> bool:
 def _write(path: Path, known: dict[str, dict[str, Any]]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        temporary.replace(path)
+        with replacing(path) as part:
+            part.write_text(json.dumps(known, indent=1), encoding="utf-8")
     except OSError as error:
         log.warning("the choice of backends could not be kept in %s: %s", path, error)
