@@ -289,7 +289,8 @@ def finish(run: Run) -> str:
     What is written after the save is not part of the saved position: a run that goes on, after a stop or with more
     steps, writes the same file as one that never stopped. A run killed in here comes back here.
     """
-    if save(run, last=True):
+    saved_now = save(run, last=True)
+    if saved_now or (run.finished and run.state.reported_step < run.state.step):
         report_checkpoint(run)
     complete = run.finished and (run.state.evaluated_step == run.state.step or evaluate(run))
     if complete:

@@ -47,6 +47,13 @@ AS_ONE = "tests/distributed/test_as_one.py -k 'smet_rigl or dense'"
 
 MUTANTS = [
     Mutant(
+        "a last save that a run was killed after is not reported",
+        LOOP,
+        "    if saved_now or (run.finished and run.state.reported_step < run.state.step):",
+        "    if saved_now:",
+        "tests/faults/test_kills.py -k every_event",
+    ),
+    Mutant(
         "the description of a sharded checkpoint may name anything",
         PARTS,
         "        if known or (",

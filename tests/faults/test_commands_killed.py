@@ -64,5 +64,7 @@ def test_a_killed_command_typed_again_ends_as_one_that_was_not(
         for draw in tally.draws(few=1, every=5):
             folder = tmp_path / f"killed {tally.tried}"
             failure = killed_and_typed_again(overrides, folder, longest_s, draw)
-            tally.note(failure or difference(folder, tmp_path / "whole", STEPS))
-            shutil.rmtree(folder, ignore_errors=True)
+            failure = failure or difference(folder, tmp_path / "whole", STEPS)
+            tally.note(failure)
+            if failure is None:
+                shutil.rmtree(folder)

@@ -17,11 +17,13 @@ import pytest
 import torch
 
 from smet_train.config.schema import Config
+from smet_train.train import loop
+from smet_train.train.run import Run
 from tests.conftest import make_documents
 from tests.faults.trials import KillInSave, difference, end, kill_within, output, run, start, trace
 
 QuickConfig = Callable[..., Config]
-STEPS = 12
+STEPS = 13  # the last save is not one of those every 3 steps
 
 DENSITIES = ("1", "0.5", "0.1", "0.05")
 LAYOUTS = {
@@ -53,7 +55,7 @@ def write_source(kind: str, folder: Path) -> list[str]:
 
 @pytest.fixture
 def configure(quick_config: QuickConfig, tmp_path: Path) -> Callable[..., Config]:
-    """A run of 12 steps over three shards, with a save every 3 steps, a topology update every 4."""
+    """A run of 13 steps over three shards, with a save every 3 steps, a topology update every 4."""
 
     def make(source: str, *overrides: str) -> Config:
         return quick_config(
@@ -104,7 +106,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
     with campaign("SIGKILL inside a save or a rotation, resumed: exact", part=str(number)) as tally:
         for draw in tally.draws(few=1, every=13):
             folder = tmp_path / f"killed in a save {tally.tried}"
-            died = run(config, folder, KillInSave(draw.randint(1, 4), draw.random()))
+            died = run(config, folder, KillInSave(draw.randint(1, 5), draw.random()))
             tally.note(resumed(config, folder, whole) if died in (0, -signal.SIGKILL) else output(folder))
 
 
@@ -114,8 +116,35 @@ def test_a_run_may_end_before_the_kill_that_its_last_save_sets_off(
 ) -> None:
     """Where saves are fast; the trials above then have a finished run to go on with."""
     config, folder = configure("text", f"checkpoint.asynchronous={asynchronous}"), tmp_path / "run"
-    assert run(config, folder, KillInSave(4, 1e4)) == 0, output(folder)
+    assert run(config, folder, KillInSave(5, 1e4)) == 0, output(folder)
     assert trace(folder)[-1]["reason"] == "finished"
+
+
+@pytest.mark.parametrize("place", ["report_checkpoint", "evaluate", "report_memory", "report_end"])
+def test_a_run_killed_between_its_last_save_and_its_end_has_every_event(
+    configure: Callable[..., Config], tmp_path: Path, place: str
+) -> None:
+    config, whole, killed = configure("text"), tmp_path / "whole", tmp_path / "killed"
+    assert run(config, whole) == 0, output(whole)
+    assert run(config, killed, KillAtTheEnd(place)) == -signal.SIGKILL, output(killed)
+    assert resumed(config, killed, whole) is None
+
+
+class KillAtTheEnd:
+    """SIGKILL where ``place``, a function of the training loop, is called after the last step's save."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def __call__(self) -> None:
+        real = vars(loop)[self.place]
+
+        def kill(run: Run, *arguments: Any) -> Any:
+            if run.saver.has(STEPS):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(run, *arguments)
+
+        vars(loop)[self.place] = kill
 
 
 def resumed(config: Config, folder: Path, whole: Path) -> str | None:
