@@ -14,6 +14,7 @@ from smet_train.config.launch import launch, resume
 from smet_train.config.schema import Config
 from smet_train.errors import SmetError, memory_shortage
 from smet_train.gpu_driver import require_gpu_driver
+from smet_train.tracking.streams import let_output_end_first
 from smet_train.tracking.tensorboard_sink import require_tensorboard
 
 _FIRST_WORD_S = 10.0  # torchrun ends the wait when the other process has ended
@@ -21,6 +22,7 @@ _FIRST_WORD_S = 10.0  # torchrun ends the wait when the other process has ended
 
 def main() -> None:
     """Run the command line; exits with 0 when done, 2 for a user's mistake, 1 for a failure."""
+    let_output_end_first()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # before training starts Ctrl-C ends the process, without a traceback
     sys.exit(_status(sys.argv[1:]))
 

@@ -1,10 +1,13 @@
 """The display of a run: a progress bar on a terminal, plain lines elsewhere."""
 
+import sys
 from typing import Any
 
 import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from smet_train.tracking.streams import lasting
 
 _MEMORY_EVERY_STEPS = 10
 _GIB = 1024**3
@@ -12,8 +15,11 @@ _WIDTH_OF_FILES = 120
 
 
 def open_console() -> Console:
-    """Standard output: as wide as the terminal, or wide enough for the tables where it is a file or a pipe."""
-    console = Console(highlight=False)
+    """Standard output, as wide as the terminal, or wide enough for the tables where it is a file or a pipe.
+
+    It may end first: rich would end the process.
+    """
+    console = Console(file=lasting(sys.stdout), highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH_OF_FILES
     return console

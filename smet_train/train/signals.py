@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
 
 # Ctrl-C, kill, a lost terminal, and what SLURM sends before pre-emption (--signal=USR1@60).
@@ -68,5 +69,8 @@ class StopRequest:
         if self._signal is not None:
             os._exit(128 + number)
         self._signal = signal.Signals(number).name
-        # Not print: the signal may have come in the middle of another print.
-        os.write(2, f"\n{self._signal}: finishing this step, then saving. Send it again to stop at once.\n".encode())
+        with suppress(OSError):  # the terminal, or who read the output, may have gone: often that is the signal's cause
+            # Not print: the signal may have come in the middle of another print.
+            os.write(
+                2, f"\n{self._signal}: finishing this step, then saving. Send it again to stop at once.\n".encode()
+            )

@@ -1,0 +1,70 @@
+"""Standard output and standard error that may end before the run does.
+
+The reader of a pipe can go first (Ctrl-C in ``smet-train … | tee log`` reaches ``tee`` too), a terminal can be closed,
+a disk that the output is written to can be full. None of them is worth a run.
+"""
+
+import logging
+import os
+import sys
+from contextlib import suppress
+from typing import Any, TextIO
+
+log = logging.getLogger(__name__)
+
+
+class LastingStream:
+    """A text stream that goes on when what it writes to has gone; the text is dropped from then on.
+
+    Everything but ``write``, ``writelines`` and ``flush`` is the stream's own.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._gone = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write ``text`` where it can still be; returns its length."""
+        if not self._gone:
+            try:
+                return self._stream.write(text)
+            except OSError as error:
+                self._leave(error)
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """Write ``lines`` where they can still be."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Pass on what is held back, where that can still be."""
+        if not self._gone:
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self._leave(error)
+
+    def _leave(self, error: OSError) -> None:
+        self._gone = True
+        with suppress(OSError, ValueError):  # ValueError: a stream without a descriptor
+            # What it holds back goes nowhere: Python tries once more at its end, and would exit with 120.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        name = getattr(self._stream, "name", "the output")
+        # Whom it would be told to has gone: a line of train.log.
+        log.info("%s can't be written any more (%s); going on without", name, error.strerror or error)
+
+
+def lasting(stream: TextIO) -> TextIO:
+    """``stream``, or what makes it last if it doesn't."""
+    return stream if isinstance(stream, LastingStream) else LastingStream(stream)  # type: ignore[return-value]
+
+
+def let_output_end_first() -> None:
+    """From here on the process outlives its standard output and its standard error."""
+    sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
