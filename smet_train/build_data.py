@@ -108,17 +108,17 @@ def build_shared_data(config: Config, tokenizer_file: Path | None, processes: Pr
         return build_data(config, tokenizer_file)
     own: Data | None = None
 
-    def build() -> tuple[str, str, Tensor]:
+    def build() -> tuple[str, tuple[str, str], Tensor]:
         nonlocal own
         own = build_data(config, tokenizer_file)
-        return own.description, own.tokenizer.to_json(), own.validation
+        return own.description, (own.tokenizer.to_json(), own.tokenizer.eos_token), own.validation
 
     description, tokenizer, validation = processes.told(build)
     loader = None if own is None else own.batches
     assert not isinstance(loader, SharedBatches)
     shape = config.train.micro_batch_size, config.data.sequence_tokens + 1
     batches = SharedBatches(processes, loader, shape)
-    return Data(description, TextTokenizer.from_json(tokenizer), batches, validation)
+    return Data(description, TextTokenizer.from_json(*tokenizer), batches, validation)
 
 
 def warn_of_another_tokenizer(config: Config, tokenizer: TextTokenizer) -> None:

@@ -1,15 +1,21 @@
 """Settings reach the parts that they configure."""
 
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from torch import nn
 
 from smet_train.build import build_optimizer, remarks
+from smet_train.build_data import build_data, build_shared_data
 from smet_train.config.schema import Config
 from smet_train.errors import LayoutError
 from smet_train.sparse_model import build_sparse_model, planned_vocabulary
+from smet_train.train.processes import Processes
 
 
 def test_embeddings_train_at_a_rate_of_their_own(quick_config: Callable[..., Config]) -> None:
@@ -21,6 +27,25 @@ def test_embeddings_train_at_a_rate_of_their_own(quick_config: Callable[..., Con
 
     assert scales() == {"embedding": 1.0, "dense": 1.0, "no_decay": 1.0}
     assert scales("optimizer.embedding_lr=5e-4") == {"embedding": 0.25, "dense": 1.0, "no_decay": 1.0}
+
+
+def test_processes_train_with_the_tokenizer_that_their_windows_were_packed_with(
+    quick_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    """Whatever token it ends documents with: the position in the data is of that tokenizer."""
+    own = build_data(quick_config(), None).tokenizer
+    own.save(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((tmp_path / name).read_text().replace(own.eos_token, "<stop>"))
+    config = quick_config(f"data.tokenizer.file={tmp_path}")
+    leading = cast(Processes, SimpleNamespace(size=2, rank=0, leads=True, told=lambda make: make()))
+    with closing(build_shared_data(config, None, leading)) as data:
+        assert data.tokenizer.eos_token == "<stop>"
+        position = data.batches.state_dict()
+    (tmp_path / "run").mkdir()
+    data.tokenizer.save(tmp_path / "run")
+    with closing(build_data(config, tmp_path / "run" / "tokenizer.json")) as again:
+        again.batches.load_state_dict(position)
 
 
 def test_what_a_run_should_know_before_it_starts(quick_config: Callable[..., Config]) -> None:

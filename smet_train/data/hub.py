@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from smet_train.data.documents import State
-from smet_train.data.records import text_of
+from smet_train.data.records import checked
 from smet_train.data.retry import Retries
 from smet_train.data.rules import ReadRules, Tally
 from smet_train.errors import DataError
@@ -124,6 +124,7 @@ class HubStream:
         self._field = field
         self._columns = columns
         self._name = name
+        self._longest_bytes = rules.max_document_bytes
         self._tally = Tally(rules, told, (state["good"], state["bad"]) if state else (0, 0))
         self._retries = Retries(rules.retries)
         self._at: State | None = state["at"] if state else None  # after the last document that was given
@@ -135,7 +136,8 @@ class HubStream:
     def __next__(self) -> str:
         while True:
             row = self._next_row()
-            content = text_of(row, self._field, self._columns, f"row {self._tally.good + self._tally.bad + 1}")
+            place = f"row {self._tally.good + self._tally.bad + 1}"
+            content = checked(row.get(self._field), self._field, self._columns, place, self._longest_bytes)
             text = self._tally.taken(content, self._name)
             self._at = self._dataset.state_dict()
             if text is not None:

@@ -160,7 +160,7 @@ def _row_group(
                 for value in _values(batch.column(field)):
                     row += 1
                     if row > begin:
-                        yield _checked(value, field, f"row {rows_before + row}", longest_bytes), [number, row]
+                        yield checked(value, field, [field], f"row {rows_before + row}", longest_bytes), [number, row]
             else:
                 row += batch.num_rows
     except (pa.ArrowException, OSError) as error:
@@ -179,10 +179,11 @@ def _values(column: pa.Array) -> Iterator[Any]:
                 yield error
 
 
-def _checked(value: Any, field: str, place: str, longest_bytes: int) -> str | Fault:
+def checked(value: Any, field: str, columns: Iterable[str], place: str, longest_bytes: int) -> str | Fault:
+    """The text that a column holds, or what is wrong with it."""
     if isinstance(value, UnicodeDecodeError):
         return Fault(place, f"it is not UTF-8 text ({value.reason})")
     # A character has at most four bytes, so that most texts need no counting.
-    if isinstance(value, str) and 4 * len(value) > longest_bytes < len(value.encode()):
+    if isinstance(value, str) and 4 * len(value) > longest_bytes < len(value.encode(errors="replace")):
         return too_long(place, longest_bytes)
-    return text_of({field: value}, field, [field], place)
+    return text_of({field: value}, field, columns, place)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from smet_train.data.documents import State
+from smet_train.data.lines import too_long
 from smet_train.data.rules import Fault, ReadRules, Tally
 
 
@@ -43,9 +44,11 @@ class SequenceStream:
             return Fault(place, f"{type(error).__name__}: {error}", exit_status=1)
         if not isinstance(text, str):
             return Fault(place, f"it is not a text but {type(text).__name__}")
-        if len(text.encode(errors="replace")) > self._most_bytes:
-            return Fault(place, f"it is longer than data.max_document_bytes={self._most_bytes}")
-        return text
+        try:
+            n_bytes = len(text.encode())
+        except UnicodeEncodeError as error:
+            return Fault(place, f"it holds half of a character ({error.reason})")
+        return text if n_bytes <= self._most_bytes else too_long(place, self._most_bytes)
 
     def state_dict(self) -> State:
         """The number of the next document, and how many were good and bad."""

@@ -41,17 +41,20 @@ class Source:
     """An opened source: any number of passes over its documents.
 
     ``identity`` is a SHA-256 (hex) of what is read and how, ``files`` what is known of its files' contents (see
-    Manifest.packed; None for the hub, where the name is all), ``fingerprint`` a SHA-256 of both. ``description`` is
-    one line for a person.
+    Manifest.packed; None for the hub, where the name is all), ``fingerprint`` a SHA-256 of both. ``rules`` say which
+    documents are left out. ``is_known``: its ``fingerprint`` changes with its documents, so that what is made of them
+    can be kept. ``description`` is one line for a person.
     """
 
     identity: str
     description: str
     name: str
+    rules: ReadRules
     _open: Opener = field(repr=False)
     _manifest: Manifest | None = field(default=None, repr=False)
     _retake: Callable[[bool], Manifest] | None = field(default=None, repr=False)
     _in_lines: bool = field(default=False, repr=False)
+    is_known: bool = True
 
     @property
     def files(self) -> dict[str, Any] | None:
@@ -153,6 +156,7 @@ def _file_source(
         identity=hashlib.sha256(f"{spec.kind} {settings}".encode()).hexdigest(),
         description=description or f"{spec.kind}: {files.describe_files(paths)}",
         name=name,
+        rules=spec.rules,
         _open=lambda order, state: ShardStream(opened, order, state),
         _manifest=opened.manifest,
         _retake=take,
@@ -190,6 +194,7 @@ def _open_hub_source(spec: SourceSpec, _cache_dir: Path | None) -> Source:
         ).hexdigest(),
         description=f"{name}, split {spec.split}, streamed from {dataset.num_shards} shards",
         name=name,
+        rules=spec.rules,
         _open=lambda order, state: HubStream(
             lambda: make(order),
             field=spec.text_field,
@@ -238,6 +243,8 @@ def register_source(name: str, documents: Callable[[SourceSpec], Sequence[str]])
             identity=hashlib.sha256(repr(read).encode()).hexdigest(),
             description=f"{name}: {len(held):,} documents",
             name=f"data.source={name}",
+            rules=spec.rules,
+            is_known=False,  # what its code gives may change behind the same settings
             _open=lambda _order, state: SequenceStream(held, f"data.source={name}", spec.rules, told, state),
         )
 

@@ -12,7 +12,7 @@ from tokenizers.decoders import DecodeStream
 from smet_train.data import cache
 from smet_train.data.files import human_bytes
 from smet_train.data.sources import Source
-from smet_train.data.split import is_validation
+from smet_train.data.split import advice_on_documents, is_validation
 from smet_train.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -63,10 +63,9 @@ class TextTokenizer:
         return cls(tokenizer, _end_of_text(tokenizer, path))
 
     @classmethod
-    def from_json(cls, text: str) -> "TextTokenizer":
-        """Of the content of a ``tokenizer.json``, as :meth:`to_json` gives it."""
-        tokenizer = Tokenizer.from_str(text)
-        return cls(tokenizer, _end_of_text(tokenizer, Path("tokenizer.json")))
+    def from_json(cls, text: str, eos_token: str) -> "TextTokenizer":
+        """Of what :meth:`to_json` gives, and the token that ends each document."""
+        return cls(Tokenizer.from_str(text), eos_token)
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, without any special token."""
@@ -173,8 +172,9 @@ def prepare_tokenizer(
 
 def _training_text(source: Source, train_bytes: int, validation_fraction: float) -> list[str]:
     texts: list[str] = []
-    left_bytes = train_bytes
+    left_bytes, n_documents = train_bytes, 0
     for document in source.documents():
+        n_documents += 1
         if is_validation(document, validation_fraction):
             continue
         content = document.encode("utf-8", "surrogatepass")
@@ -184,8 +184,8 @@ def _training_text(source: Source, train_bytes: int, validation_fraction: float)
             break
     if not texts:
         raise DataError(
-            f"{source.name}: all documents fall into the validation split; lower "
-            f"data.validation_fraction={validation_fraction}"
+            f"{source.name}: all {n_documents:,} documents fall into the validation split of "
+            f"data.validation_fraction={validation_fraction}; {advice_on_documents(n_documents) or 'lower it'}"
         )
     return texts
 
@@ -202,7 +202,12 @@ def _trained(texts: list[str], vocab_size: int, folder: Path) -> TextTokenizer:
     log.info("tokenizer: training a byte-level BPE of %d tokens on %s of the source", vocab_size, size)
     tokenizer = TextTokenizer(_train(texts, vocab_size), END_OF_TEXT)
     if tokenizer.vocab_size < vocab_size:
-        log.info("tokenizer: that text has no more than %d tokens", tokenizer.vocab_size)
+        log.warning(
+            "data.tokenizer.vocab_size=%d, but the text that trains the tokenizer gives no more than %d tokens: "
+            "that is the model's vocabulary",
+            vocab_size,
+            tokenizer.vocab_size,
+        )
     # The name holds the hash of the content, so that damage shows.
     path = folder / f"{key}-{tokenizer.content_hash[:16]}.json"
     cache.store(path, lambda part: part.write_text(tokenizer.to_json(), encoding="utf-8"))

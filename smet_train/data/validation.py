@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smet_train.data import cache
 from smet_train.data.sources import Source
-from smet_train.data.split import is_validation
+from smet_train.data.split import advice_on_documents, is_validation
 from smet_train.data.tokenizer import TextTokenizer
 from smet_train.errors import DataError
 
@@ -40,35 +40,38 @@ def validation_windows(
     if windows == 0:
         return torch.empty(0, sequence_tokens + 1, dtype=torch.int64)
     identity = (_FORMAT, source.fingerprint, tokenizer.content_hash, sequence_tokens, windows, validation_fraction)
-    path = cache_dir / "validation" / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:32]}.npz"
-    ids = _cached(path)
+    # The same files hold other documents for those who leave out bad or long ones.
+    read = source.rules.on_bad, source.rules.max_document_bytes
+    path = cache_dir / "validation" / f"{hashlib.sha256(repr((*identity, *read)).encode()).hexdigest()[:32]}.npz"
+    ids = _cached(path) if source.is_known else None
     if ids is None:
-        ids = _held_out_ids(source, tokenizer, windows * sequence_tokens + 1, validation_fraction)
-        _check_one_window(source, ids, sequence_tokens, validation_fraction)
+        ids = _held_out_ids(source, tokenizer, windows * sequence_tokens + 1, validation_fraction, sequence_tokens)
         stored = ids
-        cache.store(path, lambda part: _save(part, stored))
+        if source.is_known:
+            cache.store(path, lambda part: _save(part, stored))
     full = (len(ids) - 1) // sequence_tokens
     log.info("validation: %d windows of %d tokens from held-out documents", full, sequence_tokens)
     return torch.from_numpy(ids.astype(np.int64)).unfold(0, sequence_tokens + 1, sequence_tokens).contiguous()
 
 
-def _held_out_ids(source: Source, tokenizer: TextTokenizer, n_tokens: int, fraction: float) -> np.ndarray:
+def _held_out_ids(
+    source: Source, tokenizer: TextTokenizer, n_tokens: int, fraction: float, sequence_tokens: int
+) -> np.ndarray:
     """The first ``n_tokens`` ids of the held-out documents, or all; an end-of-text token first and after each."""
-    ids = [tokenizer.eos_id]
+    ids, n_documents = [tokenizer.eos_id], 0
     for document in source.documents():
+        n_documents += 1
         if is_validation(document, fraction):
             ids += [*tokenizer.encode(document), tokenizer.eos_id]
             if len(ids) >= n_tokens:
                 break
-    return np.array(ids[:n_tokens], dtype=np.int32)
-
-
-def _check_one_window(source: Source, ids: np.ndarray, sequence_tokens: int, fraction: float) -> None:
     if len(ids) <= sequence_tokens:
         raise DataError(
-            f"{source.name}: the documents held out by data.validation_fraction={fraction} have {len(ids) - 1} tokens, "
-            f"not one window of data.sequence_tokens={sequence_tokens}; raise data.validation_fraction or use more data"
+            f"{source.name}: of {n_documents:,} documents, those held out by data.validation_fraction={fraction} have "
+            f"{len(ids) - 1} tokens, not one window of data.sequence_tokens={sequence_tokens}; "
+            f"{advice_on_documents(n_documents) or 'raise data.validation_fraction or use more data'}"
         )
+    return np.array(ids[:n_tokens], dtype=np.int32)
 
 
 def _save(path: Path, ids: np.ndarray) -> None:

@@ -295,6 +295,19 @@ def test_what_is_wrong_with_a_row_or_a_file_of_the_hub_is_told() -> None:
     assert told.value.exit_status == 2
 
 
+def test_a_long_document_of_the_hub_is_a_bad_one() -> None:
+    def read(on_bad: str) -> list[str]:
+        Rows.failures = 2
+        rules = ReadRules(on_bad=on_bad, max_document_bytes=5)
+        told: set[str] = set()
+        make = lambda: Rows(OSError())  # noqa: E731
+        return list(HubStream(make, field="text", columns=["text"], name="a/b", rules=rules, told=told, state=None))
+
+    assert read("skip") == []
+    with pytest.raises(DataError, match="a/b row 1: it is longer than data.max_document_bytes=5"):
+        read("error")
+
+
 @pytest.mark.parametrize("change", ["content", "length"])
 def test_a_file_that_changes_while_a_run_reads_the_others_is_named(
     tmp_path: Path, change: str, caplog: pytest.LogCaptureFixture

@@ -1,6 +1,7 @@
 """A registered source: positions are exact, and bad documents are handled as the rules say."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from smet_train.data.rules import ReadRules
 from smet_train.data.sequence import SequenceStream
 from smet_train.data.sources import SOURCES, SourceSpec, open_source, register_source
+from smet_train.data.tokenizer import TextTokenizer
+from smet_train.data.validation import validation_windows
 from smet_train.errors import DataError
 
 
@@ -63,6 +66,37 @@ def test_bad_documents_are_left_out_and_counted() -> None:
 def test_or_end_the_run(at: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
         next(stream(Faulty(), ReadRules(max_document_bytes=20), {"at": at, "good": 0, "bad": 0}))
+
+
+def test_half_a_character_is_a_bad_document() -> None:
+    documents = ["a", "b\ud800", "c"]
+    assert list(stream(documents, ReadRules(on_bad="skip"))) == ["a", "c"]
+    with pytest.raises(DataError, match=r"mine document 1: it holds half of a character \(surrogates not allowed\)"):
+        list(stream(documents, ReadRules()))
+
+
+def test_nothing_is_kept_of_documents_that_may_change_behind_their_settings(
+    tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    texts = [f"the sites of layer {number} move" for number in range(200)]
+    register_source("mine", lambda _: texts)
+
+    def held_out() -> str:
+        windows = validation_windows(
+            open_source(SourceSpec("mine")),
+            tokenizer,
+            sequence_tokens=8,
+            windows=4,
+            validation_fraction=0.5,
+            cache_dir=tmp_path / "kept",
+        )
+        return tokenizer.decode(windows[:, 1:].flatten().tolist())
+
+    assert "move" in held_out()
+    texts[:] = [text.replace("move", "stay") for text in texts]
+    assert "stay" in held_out()
+    assert "move" not in held_out()
+    assert not (tmp_path / "kept").exists()
 
 
 def test_a_source_of_another_length_or_setting_is_another() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from smet_train.data.loader import BatchLoader
+from smet_train.data.rules import ReadRules
 from smet_train.data.sources import Source, SourceSpec, open_source
 from smet_train.data.split import is_validation
 from smet_train.data.stream import TokenWindows
@@ -180,11 +181,37 @@ def test_validation_windows_are_cached_and_a_damaged_cache_is_made_again(
 
 def test_too_little_held_out_text_is_an_error(source: Source, tokenizer: TextTokenizer, tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"not one window of data.sequence_tokens=100000; raise data.validation_fraction"
+        DataError,
+        match=r"of \d+ documents, .*not one window of data.sequence_tokens=100000; raise data.validation_fract",
     ):
         validation_windows(
             source, tokenizer, sequence_tokens=100_000, windows=3, validation_fraction=0.1, cache_dir=tmp_path
         )
+
+
+def test_one_document_cannot_be_split(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    """As one file read whole: no fraction gives both sides a document."""
+    (tmp_path / "input.txt").write_text("sites move\n\n" * 100)
+    whole = open_source(SourceSpec("text", files=(str(tmp_path / "input.txt"),), text_unit="document"))
+    with pytest.raises(DataError, match="of 1 documents.*; with 1 document .* write data.text_unit=paragraph or line"):
+        validation_windows(whole, tokenizer, sequence_tokens=8, windows=3, validation_fraction=0.01, cache_dir=tmp_path)
+
+
+def test_windows_without_long_documents_are_others(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    """The same file, read under other rules, is not found in the cache of the first."""
+    texts = [f"{number} sites move " * (1 + 30 * (number % 2)) for number in range(100)]
+    (tmp_path / "lines.txt").write_text("\n".join(texts))
+
+    def held_out(cache_dir: Path, longest_bytes: int) -> torch.Tensor:
+        rules = ReadRules(on_bad="skip", max_bad_fraction=1, max_document_bytes=longest_bytes)
+        spec = SourceSpec("text", files=(str(tmp_path / "lines.txt"),), text_unit="line", rules=rules)
+        return validation_windows(
+            open_source(spec), tokenizer, sequence_tokens=8, windows=9, validation_fraction=0.5, cache_dir=cache_dir
+        )
+
+    fresh, all_documents = held_out(tmp_path / "fresh", 100), held_out(tmp_path / "shared", 10_000)
+    assert not torch.equal(fresh, all_documents)
+    assert torch.equal(held_out(tmp_path / "shared", 100), fresh)
 
 
 def test_no_windows_read_nothing(source: Source, tokenizer: TextTokenizer, tmp_path: Path) -> None:

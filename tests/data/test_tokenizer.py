@@ -66,9 +66,10 @@ def test_a_damaged_cache_is_trained_again(
 def test_a_text_with_few_words_gives_a_small_vocabulary(
     source: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
-    assert prepare(source, tmp_path, vocab_size=30_000).vocab_size < 30_000
-    assert "no more than" in caplog.text
+    caplog.set_level("WARNING")
+    size = prepare(source, tmp_path, vocab_size=30_000).vocab_size
+    assert size < 30_000
+    assert f"vocab_size=30000, but the text that trains the tokenizer gives no more than {size} tokens" in caplog.text
 
 
 def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(tokenizer: TextTokenizer, tmp_path: Path) -> None:
@@ -86,6 +87,23 @@ def test_a_tokenizer_of_ones_own_is_loaded(source: Source, tokenizer: TextTokeni
     loaded = prepare(source, tmp_path / "cache", file=str(tmp_path / "tokenizer.json"))
     assert loaded.content_hash == tokenizer.content_hash
     assert not (tmp_path / "cache" / "validation").exists()
+
+
+def test_what_one_process_tells_another_is_the_same_tokenizer(
+    tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that ends its documents by an unusual token, whatever lies in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    tokenizer.save(tmp_path / "own")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        path = tmp_path / "own" / name
+        path.write_text(path.read_text().replace("<|endoftext|>", "<stop>"))
+    own = TextTokenizer.from_file(tmp_path / "own")
+    assert own.eos_token == "<stop>"
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "a"}')
+    told = TextTokenizer.from_json(own.to_json(), own.eos_token)
+    assert (told.content_hash, told.eos_id) == (own.content_hash, own.eos_id)
 
 
 def test_what_is_wrong_with_a_tokenizer_file_is_told(tokenizer: TextTokenizer, tmp_path: Path) -> None:
@@ -113,8 +131,12 @@ def test_settings_that_make_no_tokenizer(source: Source, tmp_path: Path) -> None
         prepare(source, tmp_path, file="a", hub_name="b")
     with pytest.raises(DataError, match="vocab_size=100 is too small: 257 is the least"):
         prepare(source, tmp_path, vocab_size=100)
-    with pytest.raises(DataError, match="all documents fall into the validation split"):
+    with pytest.raises(DataError, match=r"all \d+ documents fall into the validation split of .*; lower it"):
         prepare(source, tmp_path, validation_fraction=1 - 1e-12)
+    (tmp_path / "one.txt").write_text("one text\n\nof two paragraphs\n")
+    whole = open_source(SourceSpec("text", files=(str(tmp_path / "one.txt"),), text_unit="document"))
+    with pytest.raises(DataError, match="with 1 document there is little to hold out: write data.text_unit=paragraph"):
+        prepare(whole, tmp_path, validation_fraction=1 - 1e-12)
 
 
 def test_a_hub_tokenizer(
