@@ -43,6 +43,7 @@ from smet_train.train.checkpoint import load_checkpoint, load_plain
 from smet_train.train.device import choose_device
 from smet_train.train.guard import RollBack
 from smet_train.train.heap import release_freed_memory
+from smet_train.train.imports import import_what_steps_use
 from smet_train.train.lock import run_folder_lock
 from smet_train.train.loop import train
 from smet_train.train.processes import Processes, joined
@@ -149,15 +150,16 @@ def _train(
         if processes.leads:
             data.tokenizer.save(run_folder, files.replace_text)
             save_config(config, run_folder / "config.yaml")
-        start_rss_bytes = memory_use(torch.device("cpu"))["rss_bytes"]
         backends = chosen_backends(config, checkpoint)
+        planned, step_flops = predict(config, data.tokenizer, backends) if processes.leads else ({}, None)
+        import_what_steps_use()
+        start_rss_bytes = memory_use(torch.device("cpu"))["rss_bytes"]
         build = partial(build_run, config, run_folder, data, stop, restores=checkpoint is not None, processes=processes)
         run = build_alike(build, backends, processes)
         run.start_rss_bytes = start_rss_bytes
-        if processes.leads:
-            run.planned, run.step_flops = predict(config, data.tokenizer, backends)
-            if run.sharded is not None:
-                run.planned = {}  # of a process that holds everything
+        run.step_flops = step_flops
+        if run.sharded is None:  # the prediction is of a process that holds everything
+            run.planned = planned
         try:
             start(run, config, checkpoint, changes)
             check_same_start(processes, run.model, {} if run.sharded is None else run.sharded.before_split)

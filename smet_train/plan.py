@@ -81,8 +81,11 @@ def print_plan(console: Console, compose: Compose, settings: PlanSettings) -> No
         console.print(ranks_table(of_all[0].footprint, of_all[1].footprint, settings.ranks))
     if settings.memory_gib is not None:
         size, peak = largest_micro_batch(config, settings.memory_gib * 2**30)
+        whole = size == config.train.batch_size // split_over(config)
         console.print(
-            f"in {settings.memory_gib:g} GiB: train.micro_batch_size={size}, peak {format_bytes(peak)}", soft_wrap=True
+            f"in {settings.memory_gib:g} GiB: train.micro_batch_size={size}, peak {format_bytes(peak)}"
+            + (": the whole batch, and more would fit" if whole else ""),
+            soft_wrap=True,
         )
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from smet_train.tracking.jsonl import read_events
 
 _LAST_STEPS = 10
+_COMPARABLE_BYTES = 2**27  # below, a process has more in threads and compiled code than in the tensors of its model
 
 
 def _numbers(events: list[dict[str, Any]], key: str) -> list[float]:
@@ -19,7 +20,8 @@ def _numbers(events: list[dict[str, Any]], key: str) -> list[float]:
 def run_summary(run_folder: Path) -> dict[str, Any]:
     """The facts of a run; a fact that the run has not produced is absent.
 
-    Losses are in nats a token. ``train_loss`` is the mean of the last 10 steps. ``spikes`` has, for each source of
+    Losses are in nats a token. ``train_loss`` is the mean of the last 10 steps, ``eval_loss`` the last validation loss,
+    of step ``eval_step``, and ``first_eval_loss`` the first, if there are two. ``spikes`` has, for each source of
     losses, the number of measured updates and the mean and largest spike.
     """
     path = run_folder / "metrics.jsonl"
@@ -34,7 +36,9 @@ def run_summary(run_folder: Path) -> dict[str, Any]:
         summary["train_loss"] = fmean(_numbers(steps[-_LAST_STEPS:], "loss"))
         summary["tokens_per_s"] = median(_numbers(steps, "tokens_per_s"))
     if evals := by_kind.get("eval"):
-        summary["first_eval_loss"], summary["eval_loss"] = (float(evals[i]["loss"]) for i in (0, -1))
+        summary["eval_loss"], summary["eval_step"] = float(evals[-1]["loss"]), evals[-1]["step"]
+        if len(evals) > 1:
+            summary["first_eval_loss"] = float(evals[0]["loss"])
         summary["perplexity"] = float(evals[-1]["perplexity"])
     for source in ("train", "probe"):
         spikes = _numbers([event for event in by_kind.get("spike", []) if event["source"] == source], "spike")
@@ -66,8 +70,7 @@ def _facts_table(summary: dict[str, Any]) -> Table:
         table.add_row("steps", f"{summary['step']:,} ({summary['tokens']:,} tokens)")
         table.add_row(f"training loss, last {_LAST_STEPS} steps", f"{summary['train_loss']:.4f}")
     if "eval_loss" in summary:
-        fall = summary["first_eval_loss"] - summary["eval_loss"]
-        table.add_row("validation loss", f"{summary['eval_loss']:.4f} (fell by {fall:.4f} nats)")
+        table.add_row("validation loss", _eval_text(summary))
         table.add_row("validation perplexity", f"{summary['perplexity']:.2f}")
     table.add_row("topology updates", str(summary["topology_updates"]))
     for source, spike in summary["spikes"].items():
@@ -83,6 +86,15 @@ def _facts_table(summary: dict[str, Any]) -> Table:
     return table
 
 
+def _eval_text(summary: dict[str, Any]) -> str:
+    """The last validation loss; at which step, if steps came after it, and by how much it fell, if there is another."""
+    step = summary["eval_step"]
+    facts = [f"at step {step:,}"] if step != summary.get("step", step) else []
+    if "first_eval_loss" in summary:
+        facts.append(f"fell by {summary['first_eval_loss'] - summary['eval_loss']:.4f} nats")
+    return f"{summary['eval_loss']:.4f}" + (f" ({', '.join(facts)})" if facts else "")
+
+
 def peak_text(memory: dict[str, Any]) -> str:
     """The peak of the process, or of the GPU where there is one, beside the predicted peak of its tensors."""
     text = f"{format_bytes(memory['peak_rss_bytes'])} in the process"
@@ -90,11 +102,12 @@ def peak_text(memory: dict[str, Any]) -> str:
         return text
     planned = memory["planned_peak_bytes"]
     above = memory["peak_rss_bytes"] - memory["start_rss_bytes"]
-    text += f", {format_bytes(above)} of it for the model and its steps"
+    text += f", {format_bytes(above)} of it since the model was made"
     if memory["peak_device_bytes"]:
         above = memory["peak_device_bytes"]
         text += f"; {format_bytes(above)} on the GPU"
-    return f"{text} (predicted for tensors: {format_bytes(planned)}, {planned / max(1, above):.2f} of that)"
+    ratio = f", {planned / max(1, above):.2f} of that" if planned >= _COMPARABLE_BYTES else ""
+    return f"{text} (predicted for tensors: {format_bytes(planned)}{ratio})"
 
 
 def bytes_table(kinds: list[dict[str, Any]]) -> Table:

@@ -15,6 +15,7 @@ COLUMNS = (
     "step",
     "train_loss",
     "eval_loss",
+    "eval_step",
     "perplexity",
     "mean_spike",
     "tokens_per_s",

@@ -112,15 +112,14 @@ def _in_a_process(name: str, overrides: list[str], steps: int) -> dict[str, floa
 def measure_process(ours: bool, overrides: list[str], steps: int) -> dict[str, float]:
     """Train ``steps`` steps in this process; the first is not timed."""
     import torch
-    import torch._dynamo  # what the first optimizer step imports
     from torch import nn
 
     from smet_train.build import build_optimizer
     from smet_train.config.compose import compose
-    from smet_train.sparse.backends import csr_kernels  # noqa: F401  (both arms import the same, transformers included)
     from smet_train.sparse_model import build_sparse_model, planned_vocabulary
     from smet_train.tracking.resources import peak_rss_bytes
     from smet_train.train.heap import release_freed_memory
+    from smet_train.train.imports import import_what_steps_use
     from smet_train.train.step import TokenLoss, forward_backward
 
     config = compose(overrides)
@@ -128,6 +127,7 @@ def measure_process(ours: bool, overrides: list[str], steps: int) -> dict[str, f
     torch.manual_seed(0)
     shape = (config.train.micro_batch_size, config.data.sequence_tokens + 1)
     batch = torch.randint(0, vocabulary.vocab_size, shape)
+    import_what_steps_use()  # both arms, as both have imported transformers
     before = peak_rss_bytes()
     if ours and config.train.release_freed_memory:
         release_freed_memory()

@@ -4,11 +4,13 @@ import shlex
 import sys
 from typing import Any
 
+from smet_train import __version__
 from smet_train.bench.settings import LossBench, LrRuleBench, MemoryBench, SpeedBench, SpikeBench
+from smet_train.cli.ends import run_to_the_end
 from smet_train.config.compose import compose, compose_own
 from smet_train.config.fields import leaves, spell
 from smet_train.config.schema import Config
-from smet_train.errors import ConfigError, SmetError
+from smet_train.errors import ConfigError
 
 # Each benchmark's settings, and the experiment that it trains unless another is asked for.
 _BENCHMARKS: dict[str, tuple[Any, str]] = {
@@ -35,16 +37,15 @@ benchmark trains its own.
 
 
 def main() -> None:
-    """Run the command line; exits with 0 when done, 2 for a user's mistake, 1 for a failure."""
+    """Run the command line; exits with 0 when done, 2 for a user's mistake, 1 for a failure, 130 after Ctrl-C."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(help_text())
         sys.exit(0)
-    try:
-        _run(arguments[0], arguments[1:])
-    except SmetError as error:
-        print(f"smet-bench: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    if arguments == ["--version"]:
+        print(f"smet-bench {__version__}")
+        sys.exit(0)
+    run_to_the_end("smet-bench", lambda: _run(arguments[0], arguments[1:]))
 
 
 def help_text() -> str:

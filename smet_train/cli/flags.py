@@ -1,20 +1,19 @@
-"""What the commands with a path and flags share: one line for a mistake, an exit status for every end."""
+"""What the commands with a path and flags share."""
 
 import argparse
 import math
-import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from smet_train import __version__
+from smet_train.cli.ends import run_to_the_end
 from smet_train.config.schema import Backend
-from smet_train.errors import CheckpointError, ConfigError, SmetError, memory_shortage
+from smet_train.errors import CheckpointError, ConfigError
 
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = tuple(backend.name for backend in Backend if backend is not Backend.auto)
-INTERRUPTED = 128 + signal.SIGINT
 
 
 class Flags(argparse.ArgumentParser):
@@ -33,6 +32,7 @@ class Flags(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.in_less_memory = in_less_memory
+        self.add_argument("--version", action="version", version=f"{prog} {__version__}")
 
     def error(self, message: str) -> NoReturn:
         """What argparse calls for a wrong flag.
@@ -82,25 +82,8 @@ def number(
 
 
 def run_command(flags: Flags, run: Callable[[argparse.Namespace], None]) -> NoReturn:
-    """Run a console script; exits with 0 when done, 2 for a user's mistake, 1 for a failure, 130 after Ctrl-C."""
+    """Run a console script; see :func:`~smet_train.cli.ends.run_to_the_end`."""
     if len(sys.argv) == 1:
         print(f"{flags.format_usage()}\n{flags.epilog}\n\n{flags.prog} --help says more.")
         sys.exit(0)
-    try:
-        run(flags.parse_args())
-    except SmetError as error:
-        print(f"{flags.prog}: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # whoever read the output has gone; Python would complain once more when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except Exception as error:
-        shortage = memory_shortage(error, flags.in_less_memory)
-        if shortage is None:
-            raise
-        print(f"{flags.prog}: {shortage}", file=sys.stderr)
-        sys.exit(shortage.exit_status)
-    sys.exit(0)
+    run_to_the_end(flags.prog, lambda: run(flags.parse_args()), flags.in_less_memory)

@@ -2,10 +2,11 @@
 
 import sys
 
+from smet_train import __version__
+from smet_train.cli.ends import run_to_the_end
 from smet_train.config.compose import compose, compose_own
 from smet_train.config.plan_settings import PlanSettings
 from smet_train.config.schema import Config
-from smet_train.errors import SmetError
 
 USAGE = """\
 usage: smet-plan [plan.densities=[D,...]] [plan.memory_gib=G] [the overrides of smet-train ...]
@@ -19,16 +20,15 @@ vocabulary is data.tokenizer.vocab_size, or that of the tokenizer that is named.
 
 
 def main() -> None:
-    """Run the command line; exits with 0 when done, 2 for a user's mistake, 1 for a failure."""
+    """Run the command line; exits with 0 when done, 2 for a user's mistake, 1 for a failure, 130 after Ctrl-C."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         sys.exit(0)
-    try:
-        _run(arguments)
-    except SmetError as error:
-        print(f"smet-plan: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    if arguments == ["--version"]:
+        print(f"smet-plan {__version__}")
+        sys.exit(0)
+    run_to_the_end("smet-plan", lambda: _run(arguments))
 
 
 def _run(overrides: list[str]) -> None:

@@ -98,6 +98,8 @@ def _not_optional(match: re.Match[str]) -> str:
 
 def _not_a_value(match: re.Match[str]) -> str:
     key = match["key"]
+    if leaf := _leaf(key):
+        return f"{key} has no keys of its own{_example(key, '[first,second]' if leaf.default == [] else '')}"
     near = [leaf.key for leaf in leaves(Config()) if leaf.key.startswith(key + ".")]
     options = f", or a NAME in {key}=NAME among {', '.join(group_options(key))}" if key in groups() else ""
     return f"{key} is a section, not a value; set one of its keys, such as {', '.join(near[:3])}{options}"

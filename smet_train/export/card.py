@@ -90,7 +90,10 @@ def _facts(trained: Trained) -> Iterable[tuple[str, str]]:
     yield "density", _density(trained)
     yield "parameters", f"{active:,} active of {dense:,} that the same model has dense ({active / dense:.1%})"
     yield "trained for", f"{trained.step:,} of {config.train.steps:,} steps, {plain['tokens']:,} tokens"
-    yield "window", f"{config.data.sequence_tokens} tokens"
+    window = config.data.sequence_tokens
+    yield "window", f"{window} tokens; later positions were never trained, so evaluate it with `max_length={window}`"
+    end = trained.tokenizer.eos_token
+    yield "beginning of a text", f"`{end}`, as between documents; the tokenizer does not add it"
     yield "precision", f"`{config.train.precision.name}`"
     yield "validation", _validation(trained)
     yield "data", _data(config)

@@ -70,7 +70,7 @@ def test_what_was_predicted_stands_beside_what_was_held() -> None:
     memory["planned_peak_bytes"] = 3 * 2**30
     text = peak_text(memory)
     assert text == (
-        "5.00 GiB in the process, 4.00 GiB of it for the model and its steps "
+        "5.00 GiB in the process, 4.00 GiB of it since the model was made "
         "(predicted for tensors: 3.00 GiB, 0.75 of that)"
     )
     text = peak_text({**memory, "peak_device_bytes": 6 * 2**30})
@@ -78,6 +78,35 @@ def test_what_was_predicted_stands_beside_what_was_held() -> None:
     table = printed(lambda console: console.print(bytes_table(kinds)))
     assert "predicted" in table
     assert "1.00 KiB" in table
+
+
+def test_a_small_prediction_is_not_compared_with_a_process_full_of_libraries() -> None:
+    memory = {"peak_rss_bytes": 2**30, "start_rss_bytes": 2**29, "peak_device_bytes": 0, "planned_peak_bytes": 2**20}
+    assert peak_text(memory).endswith("since the model was made (predicted for tensors: 1.00 MiB)")
+
+
+@pytest.mark.parametrize(
+    ("eval_steps", "text"),
+    [
+        ([0, 12], "5.5000 (fell by 2.5000 nats)"),
+        ([0, 10], "5.5000 (at step 10, fell by 2.5000 nats)"),
+        ([12], "5.5000 "),
+        ([0], "5.5000 (at step 0)"),
+    ],
+)
+def test_a_validation_loss_says_of_which_step_it_is(tmp_path: Path, eval_steps: list[int], text: str) -> None:
+    """As of a run that was stopped between two evaluations, or has made one."""
+    events = [event for event in EVENTS if event["event"] != "eval"]
+    losses = [8.0, 5.5][-len(eval_steps) :]
+    events += [
+        {"event": "eval", "step": step, "loss": loss, "perplexity": 1.0}
+        for step, loss in zip(eval_steps, losses, strict=True)
+    ]
+    summary = run_summary(write_run(tmp_path, events))
+    assert summary["eval_step"] == eval_steps[-1]
+    told = printed(print_summary, summary)
+    assert text in told
+    assert ("fell" in told) == (len(eval_steps) > 1)
 
 
 def test_a_folder_without_a_run_has_an_empty_summary(tmp_path: Path) -> None:

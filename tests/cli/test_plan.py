@@ -30,6 +30,23 @@ def test_usage(call: Call, arguments: list[str]) -> None:
     assert (status, printed.startswith("usage: smet-plan")) == (0, True)
 
 
+def test_ctrl_c_ends_it_without_a_traceback(call: Call, monkeypatch: pytest.MonkeyPatch, quick: list[str]) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("smet_train.plan.print_plan", interrupt)
+    assert call(*quick) == (130, "", "\n")
+
+
+def test_memory_that_runs_out_is_told(call: Call, monkeypatch: pytest.MonkeyPatch, quick: list[str]) -> None:
+    def fill(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("smet_train.plan.print_plan", fill)
+    status, _, told = call(*quick)
+    assert (status, told.splitlines()[0]) == (1, "smet-plan: out of memory: no more memory")
+
+
 def test_a_plan_is_printed_and_nothing_is_written(
     call: Call, monkeypatch: pytest.MonkeyPatch, quick: list[str], tmp_path: Path
 ) -> None:
@@ -45,7 +62,9 @@ def test_a_plan_is_printed_and_nothing_is_written(
     assert re.search(r"│ +0\.5 │", printed)
     assert re.search(r"│ +1 │ .* 0 B │ +0 B │", printed)
     assert re.search(r"│ +4 │ ", printed)
-    assert "in 1 GiB: train.micro_batch_size=" in printed
+    assert re.search(
+        r"in 1 GiB: train.micro_batch_size=\d+, peak [\d.]+ MiB: the whole batch, and more would fit", printed
+    )
     assert re.search(r"saving +[\d.]+ MiB more in main memory", printed)
     assert not list(tmp_path.iterdir())
 

@@ -120,6 +120,8 @@ BY_HAND: list[tuple[str, str]] = [
     ("+experiment=llama_130m_density0.3", "did you mean llama_130m_density0.5 or"),
     ("+experiment=demo +experiment=llama_130m_dense", "experiment"),
     ("optimizer=adam", "optimizer is a section, not a value"),
+    ("data.files={a.txt:0.7}", "data.files has no keys of its own"),
+    ("data.tokenizer.file={name:a}", "data.tokenizer.file has no keys of its own"),
     ("lr=0.1", "did you mean optimizer.lr?"),
     ("density=0.1", "did you mean sparsity.density?"),
     ("batch_size=4", "did you mean train.batch_size?"),

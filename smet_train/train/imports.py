@@ -1,0 +1,12 @@
+"""Imports that would otherwise come within the first steps, and be taken for memory of the model."""
+
+from smet_train.sparse.compiled import numba_is_installed
+
+
+def import_what_steps_use() -> None:
+    """Import now what a run imports at its first step in any case: about 100 MiB of libraries."""
+    import torch._dynamo  # noqa: F401  (torch's optimizers do, at their first step)
+
+    if numba_is_installed():
+        from smet_train.optim import kernels  # noqa: F401
+        from smet_train.sparse.backends import csr_kernels  # noqa: F401
