@@ -10,6 +10,7 @@ from smet_train.config.fields import value_at
 from smet_train.config.init_source import check_source
 from smet_train.config.schema import Config, DataSource, OnBad
 from smet_train.config.validate import FILE_SOURCES
+from smet_train.data.patterns import absolute_pattern
 from smet_train.errors import ConfigError
 
 # Each a path, a list of paths, or None.
@@ -35,7 +36,7 @@ def absolute(key: str, value: Any) -> Any:
         return value
     if key == "plugins" and not value.endswith(".py"):  # a module
         return value
-    return os.path.abspath(os.path.expanduser(value))
+    return absolute_pattern(value) if key == "data.files" else os.path.abspath(os.path.expanduser(value))
 
 
 def with_absolute_paths(config: Config) -> Config:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from smet_train.data.opened import COMPRESSED, Damaged, read_chunks
-from smet_train.data.remote import is_url
+from smet_train.data.patterns import absolute_pattern
+from smet_train.data.remote import is_url, quoted_url
 from smet_train.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -24,12 +25,12 @@ def expand(patterns: Sequence[str]) -> list[str]:
     """
     found: dict[str, None] = {}
     for pattern in patterns:
-        found.update(dict.fromkeys([pattern] if is_url(pattern) else _expand_local(pattern)))
+        found.update(dict.fromkeys([quoted_url(pattern)] if is_url(pattern) else _expand_local(pattern)))
     return list(found)
 
 
 def _expand_local(pattern: str) -> list[str]:
-    path = os.path.abspath(os.path.expanduser(pattern))
+    path = absolute_pattern(pattern)
     if os.path.isdir(path):
         raise DataError(f"data.files: {pattern!r} is a folder; write its files, for example '{pattern.rstrip('/')}/*'")
     # A file whose own name holds * or [ ] is meant literally.

@@ -7,7 +7,8 @@ import lzma
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from typing import Any
 
 from smet_train.data.remote import RemoteFile, is_url
@@ -21,7 +22,10 @@ class Damaged(ValueError):
 
 def _open_zip(raw: Any) -> Any:
     archive = zipfile.ZipFile(raw)
-    return archive.open(archive.namelist()[0])
+    names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+    if len(names) != 1:
+        raise Damaged(f"it holds {len(names)} files, where one is read; unpack it, or pack each file by itself")
+    return archive.open(names[0])
 
 
 def _open_arrow(raw: Any, codec: str) -> Any:
@@ -30,13 +34,13 @@ def _open_arrow(raw: Any, codec: str) -> Any:
     return pyarrow.CompressedInputStream(raw, codec)
 
 
+_BY_ARROW = {".zst": "zstd", ".lz4": "lz4"}
 _DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
     ".lzma": lzma.LZMAFile,
-    ".zst": lambda raw: _open_arrow(raw, "zstd"),
-    ".lz4": lambda raw: _open_arrow(raw, "lz4"),
+    **{ending: partial(_open_arrow, codec=codec) for ending, codec in _BY_ARROW.items()},
     ".zip": _open_zip,
 }
 COMPRESSED = tuple(_DECOMPRESSORS)
@@ -68,19 +72,51 @@ def read_chunks(name: str, offset: int = 0) -> Iterator[bytes]:
             while chunk := raw.read(CHUNK_BYTES):
                 yield chunk
             return
-        with _broken_told():
-            content = _DECOMPRESSORS[ending](raw)
-        read = getattr(content, "read1", None) or content.read  # what there is, before an error that comes later
         position = 0
-        while chunk := _read(read):
+        for chunk in _decompressed(raw, ending):
             position += len(chunk)
             if position > offset:
                 yield chunk[max(0, len(chunk) - (position - offset)) :]
 
 
-def _read(read: Callable[[int], bytes]) -> bytes:
+def _decompressed(raw: Any, ending: str) -> Iterator[bytes]:
+    position = 0
+    try:
+        for chunk in _chunks(raw, ending, CHUNK_BYTES):
+            position += len(chunk)
+            yield chunk
+    except Damaged:
+        if ending in _BY_ARROW:
+            yield _last_bytes(raw, ending, position)
+        raise
+
+
+def _chunks(raw: Any, ending: str, n_bytes: int) -> Iterator[bytes]:
     with _broken_told():
-        return read(CHUNK_BYTES)
+        content = _DECOMPRESSORS[ending](raw)
+    read = getattr(content, "read1", None) or content.read  # what there is, before an error that comes later
+    while chunk := _read(read, n_bytes):
+        yield chunk
+
+
+def _read(read: Callable[[int], bytes], n_bytes: int) -> bytes:
+    with _broken_told():
+        return read(n_bytes)
+
+
+def _last_bytes(raw: Any, ending: str, position: int) -> bytes:
+    """What lies between ``position`` and the damage: pyarrow drops what the read that fails has decompressed, so it is
+    read again, a byte at a time."""
+    raw.seek(0)
+    content = _DECOMPRESSORS[ending](raw)
+    for _ in range(position // CHUNK_BYTES):
+        content.read(CHUNK_BYTES)
+    content.read(position % CHUNK_BYTES)
+    last = bytearray()
+    with suppress(Damaged):
+        while byte := _read(content.read, 1):
+            last += byte
+    return bytes(last)
 
 
 # What else the libraries raise: ValueError is pyarrow's, IndexError comes of a zip file that holds nothing,

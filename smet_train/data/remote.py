@@ -5,6 +5,7 @@ import http
 import http.client
 import io
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,11 @@ _PASSING_ERRNO = (
 def is_url(name: str) -> bool:
     """Whether ``name`` is fetched over http(s) instead of from a disk."""
     return name.startswith(("http://", "https://"))
+
+
+def quoted_url(url: str) -> str:
+    """``url`` with spaces and letters beyond ASCII as a server is sent them; what is quoted already stays."""
+    return urllib.parse.quote(url, safe=":/?#[]@!$&'()*+,;=%~")
 
 
 class RemoteFile(io.RawIOBase):
@@ -61,7 +67,11 @@ class RemoteFile(io.RawIOBase):
         """Move without a request, but from the end, whose place the server must tell; returns the new position."""
         if whence == io.SEEK_END:
             self._connect(self._position)
-            assert self._size is not None  # parquet alone is read from its end, and needs a server that knows it
+            if self._size is None:  # parquet alone is read from its end
+                raise DataError(
+                    f"data.files: {self._url}: its server does not tell how long it is (no Content-Length), which "
+                    "Parquet needs; download the file, or write it as jsonl"
+                )
             offset += self._size
         elif whence == io.SEEK_CUR:
             offset += self._position
@@ -82,7 +92,7 @@ class RemoteFile(io.RawIOBase):
         try:
             n_bytes = int(self._response.readinto(buffer))
         except http.client.HTTPException as error:
-            raise ConnectionError(f"{self._url}: {error!r}") from error
+            raise _lost(self._url, error) from error
         if n_bytes == 0 and len(buffer) and self._size is not None and self._at < self._size:
             raise ConnectionError(f"{self._url}: the connection ended at byte {self._at} of {self._size}")
         self._position += n_bytes
@@ -110,7 +120,7 @@ class RemoteFile(io.RawIOBase):
         try:
             response = urllib.request.urlopen(urllib.request.Request(self._url, headers=headers), timeout=_TIMEOUT_S)
         except http.client.HTTPException as error:
-            raise ConnectionError(f"{self._url}: {error!r}") from error
+            raise _lost(self._url, error) from error
         except urllib.error.HTTPError as error:
             if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise
@@ -125,18 +135,26 @@ class RemoteFile(io.RawIOBase):
 
     def _discard(self, n_bytes: int) -> None:
         while n_bytes:
-            dropped = len(self._response.read(min(n_bytes, 1 << 20)))
+            try:
+                dropped = len(self._response.read(min(n_bytes, 1 << 20)))
+            except http.client.HTTPException as error:
+                raise _lost(self._url, error) from error
             if not dropped:
                 raise ConnectionError(f"{self._url}: the connection ended at byte {self._at}")
             n_bytes -= dropped
             self._at += dropped
 
 
+def _lost(url: str, error: http.client.HTTPException) -> ConnectionError:
+    """For those who know the system's errors: an answer that is not HTTP, or that ends too early."""
+    return ConnectionError(f"{url}: {error!r}")
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether ``error`` may be gone in a moment: a lost connection, a server or disk that answers too late."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code >= 500 or error.code in _PASSING_STATUS
-    if isinstance(error, urllib.error.URLError | ConnectionError | TimeoutError | http.client.HTTPException):
+    if isinstance(error, urllib.error.URLError | ConnectionError | TimeoutError):
         return True
     return isinstance(error, OSError) and error.errno in _PASSING_ERRNO
 
@@ -164,6 +182,8 @@ def remote_identity(url: str) -> tuple[int | None, str]:
             if error.code in (403, 405, 501):  # signed addresses and simple servers serve GET alone
                 return None, ""
             raise
+        except http.client.HTTPException as error:
+            raise _lost(url, error) from error
     length = headers.get("Content-Length")
     return (None if length is None else int(length)), headers.get("ETag") or headers.get("Last-Modified") or ""
 

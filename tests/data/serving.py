@@ -15,6 +15,7 @@ class Server:
         self.folder = folder
         self.failing = 0.0
         self.ranges = True
+        self.tells_length = True
         self.head_status = 200
         self.get_status = 200
         self.draw = random.Random(0)
@@ -57,7 +58,8 @@ def serve(folder: Path) -> Iterator[Server]:
                 self.send_error(416)
                 return
             self.send_response(206 if begin else 200)
-            self.send_header("Content-Length", str(len(content) - begin))
+            if state.tells_length:
+                self.send_header("Content-Length", str(len(content) - begin))
             self.send_header("ETag", f'"{hash(content)}"')
             self.end_headers()
             if with_body:

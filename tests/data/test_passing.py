@@ -8,6 +8,7 @@ import socket
 import threading
 import urllib.error
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from email.message import Message
 from pathlib import Path
@@ -21,7 +22,7 @@ from smet_train.data import opened
 from smet_train.data.files import check_text_head, readable_files
 from smet_train.data.hub import HubStream
 from smet_train.data.loader import BatchLoader
-from smet_train.data.remote import RemoteFile, is_missing, is_passing
+from smet_train.data.remote import RemoteFile, is_missing, is_passing, quoted_url
 from smet_train.data.retry import Retries, retried
 from smet_train.data.rules import ReadRules
 from smet_train.data.sources import SourceSpec, open_source
@@ -220,6 +221,55 @@ def test_failures_are_counted_in_a_row() -> None:
     retries.wait("here", ConnectionError("lost"))
     with pytest.raises(DataError, match="can't reach here: ConnectionError: lost, after data.retries=1"):
         retries.wait("here", ConnectionError("lost"))
+
+
+def test_an_address_is_sent_as_a_server_understands_it(server: Server) -> None:
+    (server.folder / "a%20%C3%A9.txt").write_text("one\ntwo\n")  # the server looks up the path as it was sent
+    for name in ("a é.txt", "a%20%C3%A9.txt"):
+        source = open_source(SourceSpec("text", files=(f"{server.url}/{name}",), text_unit="line"))
+        assert list(source.documents()) == ["one", "two"]
+    assert quoted_url("https://host:8/a/b.txt?key=a%2Fb&x=[1]#part") == "https://host:8/a/b.txt?key=a%2Fb&x=[1]#part"
+
+
+def test_an_answer_that_is_not_http_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smet_train.data.retry.FIRST_WAIT_S", 0.001)
+    asked = 0
+
+    def answer(listening: socket.socket) -> None:
+        nonlocal asked
+        with suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                with connection:
+                    asked += 1
+                    connection.recv(10_000)
+                    connection.sendall(b"who is there?\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=answer, args=(listening,), daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/a.txt"
+        with pytest.raises(DataError, match=r"can't reach .*BadStatusLine.*, after data.retries=2 further tries"):
+            open_source(SourceSpec("text", files=(url,), rules=ReadRules(retries=2)))
+        assert asked == 3
+        with RemoteFile(url) as file, pytest.raises(ConnectionError, match="BadStatusLine"):
+            file.read(1)
+
+
+def test_what_is_thrown_away_before_a_position_may_end_early(server: Server) -> None:
+    (server.folder / "a").write_bytes(bytes(5000))
+    server.ranges, server.failing = False, 1.0
+    server.draw = random.Random(2)  # an answer that is cut short
+    with RemoteFile(f"{server.url}/a") as file:
+        file.seek(4990)
+        with pytest.raises(ConnectionError, match="IncompleteRead|the connection ended"):
+            file.read(1)
+
+
+def test_parquet_needs_a_server_that_tells_how_long_a_file_is(server: Server) -> None:
+    pq.write_table(pa.table({"text": ["one"]}), server.folder / "a.parquet")
+    server.tells_length = False
+    with pytest.raises(DataError, match=r"its server does not tell how long it is \(no Content-Length\)"):
+        open_source(SourceSpec("parquet", files=(f"{server.url}/a.parquet",)))
 
 
 def test_a_remote_file_is_read_from_anywhere(server: Server) -> None:
