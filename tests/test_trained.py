@@ -85,6 +85,12 @@ def test_what_is_no_run_or_damaged_is_told_and_nothing_renamed(run_folder: Path,
         find_checkpoint(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         find_checkpoint(tmp_path)
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "sparse.json").touch()
+    with pytest.raises(
+        CheckpointError, match="is an exported model, not a checkpoint: its README.md says how to load it"
+    ):
+        find_checkpoint(tmp_path / "exported")
     (tmp_path / "config.yaml").touch()
     with pytest.raises(CheckpointError, match="without a checkpoint yet"):
         find_checkpoint(tmp_path)

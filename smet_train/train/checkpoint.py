@@ -32,6 +32,7 @@ _READABLE = (2, 3, 4)  # 2 had no coded tensors
 _PARTS = "sharded"
 _STATE = "state.json"
 _MANIFEST = "manifest.json"
+_EXPORTED = ("sparse.json", "config.json")  # one of them lies in an exported folder that model.init_from can read
 _PREFIX = "step_"
 
 
@@ -228,6 +229,11 @@ def _if_from_before_manifests(path: Path) -> str:
 def require_checkpoint(path: Path) -> None:
     """Raises CheckpointError if ``path`` is something else than a checkpoint, good or not."""
     if not (path / _MANIFEST).is_file() and not (path / _STATE).is_file():
+        if any((path / name).is_file() for name in _EXPORTED):
+            raise CheckpointError(
+                f"{path} is an exported model, not a checkpoint: its README.md says how to load it; to go on from its "
+                f"weights write model.init_from={path}, and for all else give the run that it comes from"
+            )
         raise CheckpointError(
             f"{path} is not a checkpoint: it has no {_MANIFEST}; give a folder like "
             "<run folder>/checkpoints/step_00000500"
