@@ -86,7 +86,8 @@ def layout_of(layout: Layout, rows: Rows) -> Layout:
 def active_inside(index_K: Tensor, layout: Layout, rows: Rows) -> tuple[slice, Tensor]:
     """The slots whose sites lie in ``rows``, and those sites counted from the first of ``rows``."""
     offset = _first_site(layout, rows)
-    low, high = (int(torch.searchsorted(index_K, edge)) for edge in (offset, offset + layout_of(layout, rows).sites))
+    last = offset + layout_of(layout, rows).sites - 1  # not the site behind it, which 32 bits may not hold
+    low, high = int(torch.searchsorted(index_K, offset)), int(torch.searchsorted(index_K, last, right=True))
     return slice(low, high), index_K[low:high] - offset
 
 

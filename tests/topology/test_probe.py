@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from smet_train.sparse import SparseLinear, sparsify
+from smet_train.sparse import Layout, SparseLinear, sparsify
 from smet_train.topology import candidates, probe
 from smet_train.topology.probe import probe_gradients
 
@@ -62,6 +62,13 @@ def test_the_sites_are_those_of_the_largest_mean_gradients(
         inactive[layer.index.long()] = -1
         assert probed.sites[name].tolist() == sorted(inactive.topk(n_grow[name]).indices.tolist())
         assert probed.sites[name].dtype == layer.index.dtype
+
+
+def test_the_last_rows_of_a_layer_with_as_many_sites_as_32_bits_tell_apart() -> None:
+    layout = Layout(1 << 16, 1 << 15, 3)
+    index = torch.tensor([5, 2**31 - 4, 2**31 - 1], dtype=torch.int32)
+    slots, inside = candidates.active_inside(index, layout, candidates.Rows("a", (1 << 16) - 1, 1 << 16, 1 << 15))
+    assert (slots, inside.tolist()) == (slice(1, 3), [(1 << 15) - 4, (1 << 15) - 1])
 
 
 class ProductSizes(TorchDispatchMode):
