@@ -40,15 +40,16 @@ def _slot_size(layout: Layout) -> int:
 
 
 class _Ages:
-    """For how many steps the active values have existed, layer by layer; of those older than 255 updates, at least."""
+    """For how many steps of their layer the active values have existed; of those older than 255 updates, at least."""
 
     def __init__(self) -> None:
         self._steps = self._slots = 0
 
-    def add(self, state: Mapping[str, Any], step: int) -> None:
-        """Count the slots of a layer with the optimizer's ``state``, after optimizer step ``step``."""
+    def add(self, state: Mapping[str, Any]) -> None:
+        """Count the slots of a layer with the optimizer's ``state``."""
         if "age" not in state:
             return
+        step = state["step"]
         oldest = step - state["moved_steps"][-1] if state["moved_steps"] else step  # at least, where ages end
         ages = [oldest if age == math.inf else int(age) for age, _ in local_steps(step, state["moved_steps"])]
         held = torch.bincount(state["age"].flatten().long(), minlength=len(ages)).tolist()
@@ -141,8 +142,8 @@ class TopologyUpdater:
                 if newest is not None:
                     young += int(newest.sum())
                     kept_young += int(newest[move.source_K[~move.grown_K]].sum())
-                self._apply(name, layer, move, step)
-                ages.add(self.optimizer.state[layer.values], step)
+                self._apply(name, layer, move)
+                ages.add(self.optimizer.state[layer.values])
                 watch(name, layer)
         if self.exploration is not None:
             self.exploration.settle(self._group.add_up)
@@ -237,8 +238,8 @@ class TopologyUpdater:
     def _question(self, name: str, layer: SparseLinear, step: int, purpose: str, gradient: Tensor | None) -> Question:
         return Question(name, layer, step, stream_key(self.seed, name, step, purpose), self.rules, gradient)
 
-    def _apply(self, name: str, layer: SparseLinear, move: Move, step: int) -> None:
-        apply_move(name, layer, move, self.optimizer, step, keep_moments=self.rules.keep_moments)
+    def _apply(self, name: str, layer: SparseLinear, move: Move) -> None:
+        apply_move(name, layer, move, self.optimizer, keep_moments=self.rules.keep_moments)
         if self.exploration is not None:
             self.exploration.visit(name, move.new_index_K[move.grown_K])
         if self.check_invariants:

@@ -34,6 +34,8 @@ def test_ordinary_steps_change_nothing() -> None:
 def test_an_update_drops_the_least_and_grows_as_many_elsewhere() -> None:
     layers, updater = build()
     before = {name: (layer.index.clone(), layer.values.detach().clone()) for name, layer in layers.items()}
+    for state in updater.optimizer.state.values():
+        state["step"] = 2
     event = updater.step(2)
     # floor(0.5 K) of K = 24, 24 and 3 active values.
     assert event == {
