@@ -72,12 +72,12 @@ def test_the_work_is_dealt_out_evenly(monkeypatch: pytest.MonkeyPatch, size: int
     assert list(owners) == [name for name in layers if name != "3"]
     load = [sum(layers[name].layout.weights for name in owners if owners[name] == rank) for rank in range(size)]
     assert max(load) - min(load) <= 40 * 24
-    passes = sharded_probe._passes(layers, owners, size, 4)
-    assert len(passes) <= len(probe._passes(layers, n_grow, 4))
+    passes = sharded_probe._passes(layers, owners, size, summed=True)
+    assert len(passes) <= len(probe._passes(layers, n_grow, summed=True))
     rows = [rows for rows_of_pass in passes for rows in rows_of_pass]
     assert len(set(rows)) == len(rows)
     assert sum(found.weights for found in rows) == sum(layers[name].layout.weights for name in owners)
-    assert len(sharded_probe._passes(layers, owners, size, 1)) == 1
+    assert len(sharded_probe._passes(layers, owners, size, summed=False)) == 1
 
 
 @pytest.mark.parametrize("n_micro_batches", [1, 4])

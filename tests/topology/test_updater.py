@@ -144,6 +144,22 @@ def test_growth_by_gradient_is_clipped_too_and_never_duplicates() -> None:
         assert len(set(layer.index.tolist()) - before[name]) == layer.layout.n_inactive
 
 
+@pytest.mark.parametrize("block", [1, 3])
+def test_a_layer_that_is_called_twice_grows_distinct_sites(block: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 12))
+    layers = sparsify(model, ["*"], density=0.5, seed=3, block=block)
+    optimizer = SmetAdamW([layer.values for layer in layers.values()], topology_moves=True)
+    schedule = TopologySchedule(2, 0.5, 0.5, "constant", 1.0, 20)
+    updater = TopologyUpdater(
+        layers, optimizer, schedule, seed=3, rules=MoveRules(grow="gradient"), check_invariants=True
+    )
+    before = set(layers["0"].index.tolist())
+    event = updater.step(2, [lambda: model(model(torch.randn(4, 12)).tanh()).square().sum().backward()])
+    assert event["grown"] == 36
+    assert len(set(layers["0"].index.tolist()) - before) == 36 // block**2
+
+
 @pytest.mark.parametrize("grow", ["random", "gradient"])
 def test_a_layer_of_one_row_moves(grow: str) -> None:
     layers, updater = build(drop_fraction=0.7)
