@@ -15,6 +15,7 @@ backward pass gives one at a time. That it is one shows in the first pass; it is
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from smet_train.topology.candidates import (
     candidate_bytes,
     chunks,
     layout_of,
+    not_finite,
     precise,
     room,
     watch_gradients,
@@ -57,6 +59,7 @@ class Probed:
 
     sites: dict[str, Tensor]
     active_gradients: dict[str, Tensor]
+    not_finite: str | None  # the first layer whose gradient holds a NaN or an infinity
 
     def of(self, name: str) -> Found:
         """What was found in the layer ``name``."""
@@ -101,7 +104,8 @@ def probe_gradients(
     finally:
         for values, required in wanted.items():
             values.requires_grad_(required)
-    return Probed({name: found.sites for name, found in best.items()}, at_active)
+    bad = next(compress(layers, not_finite(layers, best, at_active)), None)
+    return Probed({name: found.sites for name, found in best.items()}, at_active, bad)
 
 
 def probe_bytes(

@@ -11,6 +11,7 @@ processes in the values' dtype.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from smet_train.topology.candidates import (
     RowsGradient,
     candidate_bytes,
     chunks,
+    not_finite,
     precise,
     room,
     watch_gradients,
@@ -48,6 +50,7 @@ class ShardedProbed:
     owners: Mapping[str, int]
     sites: Mapping[str, Tensor]
     active_gradients: Mapping[str, Tensor]
+    not_finite: str | None  # the first layer whose gradient holds a NaN or an infinity, in whichever process
     group: Group
 
     def of(self, name: str) -> Found:
@@ -97,7 +100,24 @@ def probe_sharded(
         left = {name: owner for name, owner in owners.items() if name in repeated}
         for rows in _passes(layers, left, group.size, summed=True):
             run(rows, {}, summed=True)
-    return ShardedProbed(layers, n_grow, owners, {name: found.sites for name, found in best.items()}, at_active, group)
+    sites = {name: found.sites for name, found in best.items()}
+    return ShardedProbed(
+        layers,
+        n_grow,
+        owners,
+        sites,
+        at_active,
+        first_marked(layers, not_finite(layers, best, at_active), group),
+        group,
+    )
+
+
+def first_marked(layers: Mapping[str, SparseLinear], marks: Sequence[bool], group: Group) -> str | None:
+    """The first of ``layers`` that any process has marked; where they are not split, all have marked the same."""
+    marked = torch.tensor(marks, dtype=torch.int32, device=next(iter(layers.values())).values.device)
+    if are_sharded(layers):
+        group.add_up(marked)
+    return next(compress(layers, marked.tolist()), None)
 
 
 def sharded_probe_bytes(

@@ -62,6 +62,23 @@ def test_a_layer_that_the_loss_does_not_reach_has_no_candidates() -> None:
         assert not probed.active_gradients["2"].any()
 
 
+@pytest.mark.parametrize("active", [False, True])
+@pytest.mark.parametrize("n_grow", [{"0": 3, "2": 3}, {"0": 3, "2": 0}, {"0": 0, "2": 0}], ids=str)
+def test_one_number_that_is_not_finite_is_found_where_it_is_looked_at(n_grow: dict[str, int], active: bool) -> None:
+    """Infinite in the first row of layer 2 alone."""
+    for times in (1, 3):
+        _, layers = build()
+
+        def backward(layers: dict[str, SparseLinear] = layers) -> None:
+            layers["0"](torch.ones(1, 24, dtype=torch.float64)).sum().backward()
+            (layers["2"](torch.ones(1, 40, dtype=torch.float64))[0, 0] * torch.inf).backward()
+
+        seen = "2" if active or n_grow["2"] else None
+        one = probe_gradients(layers, n_grow, [backward] * times, active=active)
+        several = probe_sharded(layers, n_grow, [backward] * times, active=active, group=ALONE)
+        assert one.not_finite == several.not_finite == seen
+
+
 @pytest.mark.parametrize("size", [2, 4, 20])
 def test_the_work_is_dealt_out_evenly(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Also over more processes than there are layers; the micro-batches are run about as often as by one process."""
