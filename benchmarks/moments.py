@@ -58,9 +58,9 @@ def started_step(dtype: torch.dtype, moments: str) -> Callable[[], None]:
     values = nn.Parameter(torch.randn(VALUES).to(dtype))
     values.grad = torch.randn(VALUES).to(dtype)
     optimizer = SmetAdamW([values], topology_moves=True, moments=moments)
-    for step in range(1, 11):
+    for _ in range(10):
         optimizer.step()
-        optimizer.note_topology_update(values, step)
+        optimizer.note_topology_update(values)
         optimizer.state[values]["age"][torch.rand(VALUES) < 0.2] = 0
     return optimizer.step
 

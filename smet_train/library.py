@@ -93,7 +93,8 @@ class SparseTraining:
                 it, once or for several micro-batches. It is called when the topology moves, and not before.
 
         Returns:
-            What moved (see :meth:`TopologyUpdater.step`); empty on ordinary steps.
+            What moved (see :meth:`TopologyUpdater.step`); empty on ordinary steps. If nothing did because weights or
+            gradients are NaN or infinite, ``topology.fault`` says so.
 
         Raises:
             ConfigError: if the rules need ``backward`` and it is not given.

@@ -79,6 +79,32 @@ def test_a_loop_that_was_stopped_goes_on_bit_for_bit(
     assert_same_bits(everything(*whole[:2]), everything(model, training))
 
 
+def test_a_layer_that_misses_steps_counts_its_own() -> None:
+    """Left out for a step, for whole intervals, and when the topology moves; the loop's own steps go on."""
+    model = small()
+    training = sparse(model, drop_fraction=0.5, final_drop_fraction=0.5)
+    first, last = training.layers.values()
+    taken, born = 0, torch.zeros(last.layout.n_active)
+    for step in range(1, 41):
+        used = step not in (1, 2, 3, 13) and not 21 <= step <= 32
+        hidden = first(torch.randn(8, 16)).relu()
+        (last(hidden) if used else hidden).square().mean().backward()
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+        taken += used
+        before = last.index
+        moved = training.after_step()
+        if moved:
+            kept = torch.isin(last.index, before)
+            born = torch.full_like(born, taken).masked_scatter(kept, born[torch.isin(before, last.index)])
+            ages = training.optimizer.state[first.values]["age"]
+            n = first.layout.n_active + last.layout.n_active
+            of_first = 5 * int(ages.long().sum())  # which has taken every step
+            assert moved["mean_age_steps"] == (of_first + float((taken - born).sum())) / n
+    assert [training.optimizer.state[layer.values]["step"] for layer in (first, last)] == [40, taken]
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+
+
 def test_counts_stay_exact_and_sites_move() -> None:
     model = small()
     training = sparse(model)

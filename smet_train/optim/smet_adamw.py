@@ -44,11 +44,11 @@ class SmetAdamW(torch.optim.Optimizer):
     ``regrow_warmup_steps`` (W), ``topology_moves`` (whether weights of this group are ever regrown: keeps ages).
     State is made when the optimizer is built: ``exp_avg`` and ``exp_avg_sq`` in fp32 (fp64 for fp64 parameters), shaped
     like the parameter, or with ``moments="fp8"`` in 8 bits beside the exponents of :mod:`smet_train.optim.fp8`, but for
-    parameters of less than 4096 values or in fp64; ``age`` (uint8, one a slot) where needed; ``step`` and
-    ``moved_steps`` (steps of the latest topology updates, newest first) as plain integers. Parameters in bf16, and
-    moments in 8 bits, are rounded stochastically, from a key of (seed, position in the groups, step), so that updates
-    smaller than their spacing are not lost; of a parameter that is split over processes, each rounds its part of a
-    parameter in bf16 as one would that had all of it. ``moments`` is a group key too.
+    parameters of less than 4096 values or in fp64; ``age`` (uint8, one a slot) where needed; ``step`` (updates of this
+    parameter) and ``moved_steps`` (how many there were at the latest topology updates, newest first) as plain integers.
+    Parameters in bf16, and moments in 8 bits, are rounded stochastically, from a key of (seed, position in the groups,
+    step), so that updates smaller than their spacing are not lost; of a parameter that is split over processes, each
+    rounds its part of a parameter in bf16 as one would that had all of it. ``moments`` is a group key too.
 
     Raises:
         ConfigError: if lr, eps, a beta, weight_decay or regrow_warmup_steps is out of range, or moments unknown.
@@ -170,12 +170,15 @@ class SmetAdamW(torch.optim.Optimizer):
         return self._tables[key]
 
     @torch.no_grad()
-    def note_topology_update(self, parameter: nn.Parameter, step: int) -> None:
-        """Age every slot by one update; call it before the slots are moved, so that grown ones start at age 0."""
+    def note_topology_update(self, parameter: nn.Parameter) -> None:
+        """Age every slot by one update; call it before the slots are moved, so that grown ones start at age 0.
+
+        Local steps count updates of the parameter, which misses those steps that leave it without a gradient.
+        """
         state = self.state[parameter]
         if "age" in state:
             state["age"].add_(state["age"] < MAX_AGE)
-            state["moved_steps"] = [step, *state["moved_steps"]][:MAX_AGE]
+            state["moved_steps"] = [state["step"], *state["moved_steps"]][:MAX_AGE]
 
     def state_for_checkpoint(
         self, names: Mapping[Tensor, str], gather: Gather = whole
@@ -277,9 +280,9 @@ def factor_table(step: int, moved_steps: Sequence[int] | None, group: Mapping[st
 
 
 def local_steps(step: int, moved_steps: Sequence[int]) -> list[tuple[float, bool]]:
-    """For every age from 0 on: the local step at optimizer step ``step`` and whether it is the first topology's age.
+    """For every age from 0 on: the local step at a parameter's ``step`` and whether it is the first topology's age.
 
-    ``moved_steps`` are the steps after which the topology moved, newest first. A weight of age a was grown after
+    ``moved_steps`` are its steps after which the topology moved, newest first. A weight of age a was grown after
     ``moved_steps[a]``; an age of ``len(moved_steps)`` is one that no update has grown. Where ages end, they are
     infinite.
     """

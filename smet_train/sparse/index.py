@@ -56,8 +56,10 @@ def pack(index_K: Tensor, layout: Layout) -> Tensor:
     if form == "sites":
         return index_K.to(packed.dtype)  # above 32767 the 16 bits are read as a negative number; unpack undoes it
     packed[: layout.n_active] = index_K.remainder(layout.block_columns).to(torch.int16)
-    edges = torch.arange(1, layout.block_rows + 1, device=index_K.device) * layout.block_columns
-    ends = torch.searchsorted(index_K, edges.to(index_K.dtype)).int()
+    # where rows 1 to the last begin: the end of the last may be 2^31, which 32 bits can't hold
+    edges = torch.arange(1, layout.block_rows, device=index_K.device) * layout.block_columns
+    ends = torch.full((layout.block_rows,), layout.n_active, dtype=torch.int32, device=index_K.device)
+    ends[:-1] = torch.searchsorted(index_K, edges.to(index_K.dtype))
     packed[layout.n_active :] = ends.view(torch.int16)
     return packed
 

@@ -15,11 +15,10 @@ def apply_move(
     layer: SparseLinear,
     move: Move,
     optimizer: torch.optim.Optimizer,
-    step: int,
     *,
     keep_moments: bool = False,
 ) -> None:
-    """Apply ``move`` to ``layer`` after optimizer step ``step``.
+    """Apply ``move`` to ``layer``.
 
     Every optimizer state shaped like the values is held per slot and moves with them; scalars stay. The gradient is
     dropped, since it belongs to the old slots. With ``keep_moments`` a grown weight takes over the floating-point state
@@ -30,7 +29,7 @@ def apply_move(
     """
     parameter = layer.values
     if hasattr(optimizer, "note_topology_update"):
-        optimizer.note_topology_update(parameter, step)
+        optimizer.note_topology_update(parameter)
     state = optimizer.state[parameter]
     for key in slot_keys(state):
         held = read_slots(state, key)

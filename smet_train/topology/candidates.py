@@ -1,6 +1,6 @@
 """Where a layer might grow: its gradient a few rows at a time, and the best inactive sites so far."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -36,10 +36,17 @@ class Best:
         self._layout, self._capacity = layer.layout, capacity
         self.sites = torch.empty(0, dtype=layer.layout.index_dtype, device=layer.values.device)
         self._scores = torch.empty(0, dtype=precise(layer), device=layer.values.device)
+        self._largest = torch.zeros((), dtype=precise(layer), device=layer.values.device)
+
+    @property
+    def finite(self) -> bool:
+        """Whether the gradient of all rows so far holds neither a NaN nor an infinity, at active sites too."""
+        return bool(self._largest.isfinite())
 
     def offer(self, rows: Rows, gradient: Tensor, index_K: Tensor) -> None:
         """Take the best of these rows, whose gradient is used up; the sites ``index_K`` are active."""
         scores = magnitude(_as_blocks(gradient, layout_of(self._layout, rows)))
+        self._largest = torch.maximum(self._largest, scores.max())  # a NaN passes through both
         scores[active_inside(index_K, self._layout, rows)[1]] = -1.0  # active sites can't grow
         kept = keep_highest(scores, max(0, scores.numel() - self._capacity)).nonzero().squeeze(1)
         kept = kept[scores[kept] >= 0]
@@ -48,6 +55,19 @@ class Best:
         if self.sites.numel() > self._capacity:
             best = keep_highest(self._scores, self._scores.numel() - self._capacity)
             self.sites, self._scores = self.sites[best], self._scores[best]
+
+
+def not_finite(layers: Iterable[str], best: Mapping[str, Best], at_active: Mapping[str, Tensor]) -> list[bool]:
+    """Of each layer, whether what was found of its gradient holds a NaN or an infinity."""
+    return [
+        (name in best and not best[name].finite) or (name in at_active and not is_finite(at_active[name]))
+        for name in layers
+    ]
+
+
+def is_finite(numbers: Tensor) -> bool:
+    """Without temporaries: the extremes are finite if and only if all are, as NaN passes through both."""
+    return numbers.numel() == 0 or all(bool(extreme.isfinite()) for extreme in torch.aminmax(numbers))
 
 
 def candidate_bytes(layer: SparseLinear, capacity: int) -> int:
@@ -86,7 +106,8 @@ def layout_of(layout: Layout, rows: Rows) -> Layout:
 def active_inside(index_K: Tensor, layout: Layout, rows: Rows) -> tuple[slice, Tensor]:
     """The slots whose sites lie in ``rows``, and those sites counted from the first of ``rows``."""
     offset = _first_site(layout, rows)
-    low, high = (int(torch.searchsorted(index_K, edge)) for edge in (offset, offset + layout_of(layout, rows).sites))
+    last = offset + layout_of(layout, rows).sites - 1  # not the site behind it, which 32 bits may not hold
+    low, high = int(torch.searchsorted(index_K, offset)), int(torch.searchsorted(index_K, last, right=True))
     return slice(low, high), index_K[low:high] - offset
 
 

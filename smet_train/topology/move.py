@@ -35,6 +35,11 @@ class Move:
         return moved
 
 
+def no_move(index_K: Tensor) -> Move:
+    """The move that keeps every slot."""
+    return make_move(index_K, torch.ones_like(index_K, dtype=torch.bool), index_K[:0])
+
+
 def make_move(index_K: Tensor, keep_K: Tensor, grown_sites: Tensor) -> Move:
     """The move that keeps the slots marked in ``keep_K`` and adds ``grown_sites`` (none of them in ``index_K``)."""
     kept_slots = keep_K.nonzero().squeeze(1)

@@ -8,10 +8,14 @@ Over several micro-batches the score is the absolute mean of their gradients, no
 larger than their mean, the best sites of single micro-batches are not the best of all. Sums are therefore kept of as
 many sites as values are active, which is the room that gradients take in an ordinary step and that is free during an
 update, and the micro-batches are run again for the next sites: about 1/density times. The choice is exact.
+
+The same holds for a layer that one micro-batch calls several times: its gradient is a sum over the calls, of which each
+backward pass gives one at a time. That it is one shows in the first pass; it is then left to further ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -28,6 +32,7 @@ from smet_train.topology.candidates import (
     candidate_bytes,
     chunks,
     layout_of,
+    not_finite,
     precise,
     room,
     watch_gradients,
@@ -54,6 +59,7 @@ class Probed:
 
     sites: dict[str, Tensor]
     active_gradients: dict[str, Tensor]
+    not_finite: str | None  # the first layer whose gradient holds a NaN or an infinity
 
     def of(self, name: str) -> Found:
         """What was found in the layer ``name``."""
@@ -85,20 +91,29 @@ def probe_gradients(
     for values in wanted:
         values.requires_grad_(False)
     try:
-        for number, rows in enumerate(_passes(layers, n_grow, len(backward) * group.size)):
-            _run_pass(layers, rows, best, at_active if number == 0 else {}, backward, group)
+        n = len(backward) * group.size
+        repeated: set[str] = set()
+        for number, rows in enumerate(_passes(layers, n_grow, summed=n > 1)):
+            first_only = at_active if number == 0 else {}
+            repeated |= _run_pass(layers, rows, best, first_only, backward, group, summed=n > 1)
+        if repeated:
+            best |= {name: Best(layers[name], n_grow[name]) for name in repeated}
+            left = {name: n_grow[name] if name in repeated else 0 for name in layers}
+            for rows in _passes(layers, left, summed=True):
+                _run_pass(layers, rows, best, {}, backward, group, summed=True)
     finally:
         for values, required in wanted.items():
             values.requires_grad_(required)
-    return Probed({name: found.sites for name, found in best.items()}, at_active)
+    bad = next(compress(layers, not_finite(layers, best, at_active)), None)
+    return Probed({name: found.sites for name, found in best.items()}, at_active, bad)
 
 
 def probe_bytes(
     layers: Mapping[str, SparseLinear], n_grow: Mapping[str, int], n_micro_batches: int, active: bool
 ) -> int:
     """Bytes that :func:`probe_gradients` holds beside what a backward pass does: what is dense at one time, the best
-    sites and, with ``active``, the gradients of the active values."""
-    passes = _passes(layers, n_grow, n_micro_batches)
+    sites and, with ``active``, the gradients of the active values. With one micro-batch no layer is called twice."""
+    passes = _passes(layers, n_grow, summed=n_micro_batches > 1)
     if n_micro_batches == 1:
         dense = max((rows.weights * width(layers[rows.name]) for rows in passes[0]), default=0)
     else:
@@ -112,7 +127,7 @@ def zeros(layer: SparseLinear) -> Tensor:
     return torch.zeros_like(local(layer.values.detach()), dtype=precise(layer))
 
 
-def _passes(layers: Mapping[str, SparseLinear], n_grow: Mapping[str, int], n_micro_batches: int) -> list[list[Rows]]:
+def _passes(layers: Mapping[str, SparseLinear], n_grow: Mapping[str, int], *, summed: bool) -> list[list[Rows]]:
     """Which rows each pass over the micro-batches looks for growth in: all in one pass if nothing must be summed, else
     as many as fit the room of the gradients. There is always one pass, for the active values."""
     most = room(layers)
@@ -120,7 +135,7 @@ def _passes(layers: Mapping[str, SparseLinear], n_grow: Mapping[str, int], n_mic
     held = 0
     for rows in (rows for name, layer in layers.items() if n_grow[name] for rows in chunks(name, layer)):
         held += rows.weights
-        if n_micro_batches > 1 and held > most and passes[-1]:
+        if summed and held > most and passes[-1]:
             passes.append([])
             held = rows.weights
         passes[-1].append(rows)
@@ -134,13 +149,24 @@ def _run_pass(
     at_active: Mapping[str, Tensor],
     backward: Sequence[Callable[[], Any]],
     group: Group,
-) -> None:
-    """One pass over all micro-batches: offer ``rows_of_pass`` to ``best`` and add up the gradients of active values."""
+    *,
+    summed: bool,
+) -> set[str]:
+    """One pass over all micro-batches: offer ``rows_of_pass`` to ``best`` and add up the gradients of active values.
+
+    Returns:
+        Without ``summed``, the layers that have a gradient more than once; what they were offered is the first.
+    """
     n = len(backward) * group.size
     sums: dict[Rows, Tensor] = {}
+    met: set[str] = set()
+    repeated: set[str] = set()
     growing = set(rows_of_pass)
 
     def take(name: str, gradient: RowsGradient) -> None:
+        if name in met and name in best and not summed:
+            repeated.add(name)
+        met.add(name)
         layer = layers[name]
         for rows in chunks(name, layer):
             if rows not in growing and name not in at_active:
@@ -149,9 +175,9 @@ def _run_pass(
             if name in at_active:
                 slots, inside = active_inside(layer.index, layer.layout, rows)
                 at_active[name][slots] += gather_values(dense, inside, layout_of(layer.layout, rows)) / n
-            if rows in growing and n == 1:
+            if rows in growing and not summed and name not in repeated:
                 best[name].offer(rows, dense, layer.index)
-            elif rows in growing:
+            elif rows in growing and summed:
                 sums[rows] = sums[rows].add_(dense) if rows in sums else dense
 
     watch_gradients(layers, backward, take)
@@ -161,3 +187,4 @@ def _run_pass(
         if rows in sums:
             group.add_up(sums[rows])
             best[rows.name].offer(rows, sums.pop(rows).div_(n), layers[rows.name].index)
+    return repeated

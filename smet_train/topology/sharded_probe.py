@@ -3,13 +3,15 @@
 The layers are dealt out, and the sums and the best sites of a layer are in one process alone, its owner, to which every
 chunk of its gradient is added up as soon as it is there. All owners together have as much room for sums as one process
 that has the whole model, so the micro-batches are run about as often. If each process has one micro-batch, its owner
-has the whole sum of a chunk at once, and they are run once. What is chosen is what one process would choose, but for
-the rounding of gradients: those of the values are summed over processes in the values' dtype.
+has the whole sum of a chunk at once, and they are run once, and again only for layers that are called several times.
+What is chosen is what one process would choose, but for the rounding of gradients: those of the values are summed over
+processes in the values' dtype.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from smet_train.topology.candidates import (
     RowsGradient,
     candidate_bytes,
     chunks,
+    not_finite,
     precise,
     room,
     watch_gradients,
@@ -47,6 +50,7 @@ class ShardedProbed:
     owners: Mapping[str, int]
     sites: Mapping[str, Tensor]
     active_gradients: Mapping[str, Tensor]
+    not_finite: str | None  # the first layer whose gradient holds a NaN or an infinity, in whichever process
     group: Group
 
     def of(self, name: str) -> Found:
@@ -82,11 +86,38 @@ def probe_sharded(
     at_active = {name: zeros(layer) for name, layer in layers.items()} if active else {}
     for layer in layers.values():
         layer.values.grad = None
-    for number, rows in enumerate(_passes(layers, owners, group.size, len(backward))):
-        first_only = at_active if number == 0 else {}
-        used_up = [partial(_use_up, micro_batch, layers, first_only, len(backward)) for micro_batch in backward]
-        _run_pass(layers, rows, owners, best, used_up, group)
-    return ShardedProbed(layers, n_grow, owners, {name: found.sites for name, found in best.items()}, at_active, group)
+    summed = len(backward) > 1
+    repeated: set[str] = set()
+
+    def run(rows: Sequence[Rows], active_too: Mapping[str, Tensor], *, summed: bool) -> None:
+        used_up = [partial(_use_up, micro_batch, layers, active_too, len(backward)) for micro_batch in backward]
+        repeated.update(_run_pass(layers, rows, owners, best, used_up, group, summed=summed))
+
+    for number, rows in enumerate(_passes(layers, owners, group.size, summed=summed)):
+        run(rows, at_active if number == 0 else {}, summed=summed)
+    if repeated:
+        best |= {name: Best(layers[name], n_grow[name]) for name in best if name in repeated}
+        left = {name: owner for name, owner in owners.items() if name in repeated}
+        for rows in _passes(layers, left, group.size, summed=True):
+            run(rows, {}, summed=True)
+    sites = {name: found.sites for name, found in best.items()}
+    return ShardedProbed(
+        layers,
+        n_grow,
+        owners,
+        sites,
+        at_active,
+        first_marked(layers, not_finite(layers, best, at_active), group),
+        group,
+    )
+
+
+def first_marked(layers: Mapping[str, SparseLinear], marks: Sequence[bool], group: Group) -> str | None:
+    """The first of ``layers`` that any process has marked; where they are not split, all have marked the same."""
+    marked = torch.tensor(marks, dtype=torch.int32, device=next(iter(layers.values())).values.device)
+    if are_sharded(layers):
+        group.add_up(marked)
+    return next(compress(layers, marked.tolist()), None)
 
 
 def sharded_probe_bytes(
@@ -103,7 +134,7 @@ def sharded_probe_bytes(
         own = (rows for rows in rows_of_pass if owners[rows.name] == group.rank)
         return sum(rows.weights * width(layers[rows.name]) for rows in own)
 
-    passes = _passes(layers, owners, group.size, n_micro_batches)
+    passes = _passes(layers, owners, group.size, summed=n_micro_batches > 1)
     chunk = max((rows.weights * width(layers[rows.name]) for rows_of in passes for rows in rows_of), default=0)
     sums = max(held(rows_of_pass) for rows_of_pass in passes) if n_micro_batches > 1 else 0
     candidates = sum(candidate_bytes(layers[name], n_grow[name]) for name in owners if owners[name] == group.rank)
@@ -128,31 +159,44 @@ def _run_pass(
     best: Mapping[str, Best],
     backward: Sequence[Callable[[], Any]],
     group: Group,
-) -> None:
-    """One pass over all micro-batches: offer ``rows_of_pass`` to ``best``, each in its owner."""
+    *,
+    summed: bool,
+) -> set[str]:
+    """One pass over all micro-batches: offer ``rows_of_pass`` to ``best``, each in its owner.
+
+    Returns:
+        Without ``summed``, the layers that have a gradient more than once; what they were offered is the first.
+    """
     n = len(backward) * group.size
     sums: dict[Rows, Tensor] = {}
+    met: set[str] = set()
+    repeated: set[str] = set()
     growing = set(rows_of_pass)
 
     def take(name: str, gradient: RowsGradient) -> None:
+        if name in met and name in owners and not summed:
+            repeated.add(name)
+            return
+        met.add(name)
         layer = layers[name]  # whose index is whole in its backward pass
         for rows in chunks(name, layer):
             if rows not in growing:
                 continue
             dense = gradient(rows.first, rows.last).to(precise(layer))
             group.add_up_in(dense, owners[name])
-            if name in best and len(backward) == 1:
+            if name in best and not summed:
                 best[name].offer(rows, dense.div_(n), layer.index)
-            elif name in best:
+            elif name in best and summed:
                 sums[rows] = sums[rows].add_(dense) if rows in sums else dense
 
     watch_gradients(layers, backward, take)
-    if len(backward) == 1:
-        return
+    if not summed:
+        return repeated
     for name in dict.fromkeys(rows.name for rows in rows_of_pass):
         index_K = whole_index(layers[name], group.whole)
         for rows in [rows for rows in sums if rows.name == name]:
             best[name].offer(rows, sums.pop(rows).div_(n), index_K)
+    return set()
 
 
 def _held_values(layer: SparseLinear) -> int:
@@ -171,12 +215,12 @@ def _deal(layers: Mapping[str, SparseLinear], n_grow: Mapping[str, int], size: i
 
 
 def _passes(
-    layers: Mapping[str, SparseLinear], owners: Mapping[str, int], size: int, n_micro_batches: int
+    layers: Mapping[str, SparseLinear], owners: Mapping[str, int], size: int, *, summed: bool
 ) -> list[list[Rows]]:
     """Which rows each pass looks for growth in: all in one if nothing must be kept between micro-batches, else of each
     owner an equal part a pass, in as many passes as the room of the whole model's gradients takes."""
     everything = sum(layers[name].layout.weights for name in owners)
-    n = max(1, -(-everything // room(layers))) if n_micro_batches > 1 else 1
+    n = max(1, -(-everything // room(layers))) if summed else 1
     passes: list[list[Rows]] = [[] for _ in range(n)]
     for owner in range(size):
         own = [rows for name in owners if owners[name] == owner for rows in chunks(name, layers[name])]

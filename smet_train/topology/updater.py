@@ -14,16 +14,18 @@ from smet_train.sparse.layout import Layout
 from smet_train.sparse.ledger import LedgerRow
 from smet_train.sparse.linear import SparseLinear
 from smet_train.sparse.sampling import stream_key
+from smet_train.sparse.shards import local
 from smet_train.topology.apply import apply_move, apply_shrink, check_moved
+from smet_train.topology.candidates import is_finite
 from smet_train.topology.exploration import Exploration
 from smet_train.topology.group import ALONE, Group
 from smet_train.topology.ledger import move_count, topology_ledger
-from smet_train.topology.move import Move, make_move
+from smet_train.topology.move import Move, make_move, no_move
 from smet_train.topology.probe import Found, Probed, probe_gradients
 from smet_train.topology.rules import MoveRules, Question, grown_sites, scores
 from smet_train.topology.schedule import TopologySchedule
 from smet_train.topology.select import keep_highest
-from smet_train.topology.sharded_probe import ShardedProbed, are_sharded, probe_sharded
+from smet_train.topology.sharded_probe import ShardedProbed, are_sharded, first_marked, probe_sharded
 from smet_train.topology.whole import made_whole
 
 log = logging.getLogger(__name__)
@@ -40,15 +42,16 @@ def _slot_size(layout: Layout) -> int:
 
 
 class _Ages:
-    """For how many steps the active values have existed, layer by layer; of those older than 255 updates, at least."""
+    """For how many steps of their layer the active values have existed; of those older than 255 updates, at least."""
 
     def __init__(self) -> None:
         self._steps = self._slots = 0
 
-    def add(self, state: Mapping[str, Any], step: int) -> None:
-        """Count the slots of a layer with the optimizer's ``state``, after optimizer step ``step``."""
+    def add(self, state: Mapping[str, Any]) -> None:
+        """Count the slots of a layer with the optimizer's ``state``."""
         if "age" not in state:
             return
+        step = state["step"]
         oldest = step - state["moved_steps"][-1] if state["moved_steps"] else step  # at least, where ages end
         ages = [oldest if age == math.inf else int(age) for age, _ in local_steps(step, state["moved_steps"])]
         held = torch.bincount(state["age"].flatten().long(), minlength=len(ages)).tolist()
@@ -72,6 +75,9 @@ class TopologyUpdater:
         exploration: of ``layers``, to tell how many sites were ever active; None = it is not told.
         probe_micro_batches: how many micro-batches an update that looks at gradients looks at; for :meth:`ledger`.
         group: processes that share them evenly, each given its own, and over which ``layers`` may be split.
+
+    Attributes:
+        fault: why the latest update has moved nothing, weights or gradients being NaN or infinite; else None.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class TopologyUpdater:
         group: Group = ALONE,
         check_invariants: bool = False,
     ) -> None:
+        self.fault: str | None = None
         self.layers = layers
         self.optimizer = optimizer
         self.schedule = schedule
@@ -119,15 +126,20 @@ class TopologyUpdater:
             What happened: ``dropped`` and ``grown`` (values over all layers), ``density``, ``drop_fraction``,
             ``survived`` (fraction of the values grown by the update before that are kept), ``mean_age_steps`` (of the
             active values, after the update), ``ever_active`` (fraction of sites); None where it can't be told. Empty
-            on ordinary steps.
+            on ordinary steps. Nothing moves by numbers that are NaN or infinite, see ``fault``.
         """
         if self.schedule is None or not self.due(step):
             return {}
+        self.fault = self._bad_weights()
         if self.rules.prunes:
             return self._prune(self.schedule, step, watch)
         fraction = self.schedule.fraction(step)
         counts = {name: self._count(name, layer, fraction) for name, layer in self.layers.items()}
-        probed = self._probe(counts, backward)
+        probed = None if self.fault else self._probe(counts, backward)
+        if probed is not None and probed.not_finite is not None:
+            self.fault = f"the gradient that the topology update looks at is not finite (layer {probed.not_finite})"
+        if self.fault is not None:
+            counts, probed = dict.fromkeys(counts, 0), None
         young = kept_young = 0
         ages = _Ages()
         for name, layer in self.layers.items():
@@ -136,13 +148,13 @@ class TopologyUpdater:
                 # a layer that the loss did not reach has no sites to grow, and keeps what it has
                 counts[name] = 0 if found.sites is None else found.sites.numel()
             with made_whole(layer, self.optimizer, self._group.whole):
-                move = self._move(name, layer, counts[name], step, found)
+                move = no_move(layer.index) if self.fault else self._move(name, layer, counts[name], step, found)
                 newest = self._newest(layer)
                 if newest is not None:
                     young += int(newest.sum())
                     kept_young += int(newest[move.source_K[~move.grown_K]].sum())
-                self._apply(name, layer, move, step)
-                ages.add(self.optimizer.state[layer.values], step)
+                self._apply(name, layer, move)
+                ages.add(self.optimizer.state[layer.values])
                 watch(name, layer)
         if self.exploration is not None:
             self.exploration.settle(self._group.add_up)
@@ -164,7 +176,7 @@ class TopologyUpdater:
     ) -> dict[str, Any]:
         """Drop what the cubic schedule takes and grow nothing."""
         before = self._active_values()
-        for name, layer in self.layers.items():
+        for name, layer in self.layers.items() if self.fault is None else ():
             density = schedule.pruned_density(step, self.targets[name])
             left = Layout.from_density(layer.out_features, layer.in_features, density, layer.layout.block).n_active
             n_drop = max(0, layer.layout.n_active - left)
@@ -181,6 +193,12 @@ class TopologyUpdater:
             "mean_age_steps": None,
             "ever_active": 1.0,
         }
+
+    @torch.no_grad()
+    def _bad_weights(self) -> str | None:
+        bad = [not is_finite(local(layer.values)) for layer in self.layers.values()]
+        name = first_marked(self.layers, bad, self._group)
+        return None if name is None else f"the weights that the topology update looks at are not finite (layer {name})"
 
     def _active_values(self) -> int:
         return sum(layer.layout.n_values for layer in self.layers.values())
@@ -237,8 +255,8 @@ class TopologyUpdater:
     def _question(self, name: str, layer: SparseLinear, step: int, purpose: str, gradient: Tensor | None) -> Question:
         return Question(name, layer, step, stream_key(self.seed, name, step, purpose), self.rules, gradient)
 
-    def _apply(self, name: str, layer: SparseLinear, move: Move, step: int) -> None:
-        apply_move(name, layer, move, self.optimizer, step, keep_moments=self.rules.keep_moments)
+    def _apply(self, name: str, layer: SparseLinear, move: Move) -> None:
+        apply_move(name, layer, move, self.optimizer, keep_moments=self.rules.keep_moments)
         if self.exploration is not None:
             self.exploration.visit(name, move.new_index_K[move.grown_K])
         if self.check_invariants:

@@ -27,7 +27,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "density": "active values over sites of the sparse layers",
         "drop_fraction": "fraction of active values that this update replaces",
         "survived": "fraction of the values grown by the update before that this one keeps",
-        "mean_age_steps": "steps that the active values have existed, on average, after the update",
+        "mean_age_steps": "steps of their layer that the active values have existed, on average, after the update",
         "ever_active": "fraction of the sparse layers' sites that were ever active",
         "sent_bytes": "what each of several processes hands to collective operations in the update",
     },

@@ -224,6 +224,8 @@ def move_topology(run: Run) -> None:
         same.check(run.state.step)
         if run.topology.rules.prunes:
             run.loss.renew()
+    if run.topology.fault is not None:
+        note_incident(run, run.topology.fault, "the topology stays as it is")
     report(run, run.spikes.topology_moved(run.state.step, probe_baseline))
     run.tracker.emit({"event": "topology", "step": run.state.step, **moved, **run.processes.sent()})
     report(run, run.topology_map.events(run.state.step))

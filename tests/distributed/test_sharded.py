@@ -4,15 +4,19 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from smet_train.config.schema import Config
 from smet_train.errors import ConfigError
 from smet_train.tracking.jsonl import read_events
+from smet_train.train import loop, step
 from smet_train.train.checkpoint import load_checkpoint
 from smet_train.train.processes import Processes
+from smet_train.train.run import Run
 from smet_train.train.sharded_gradients import ShardedGradients
 from tests.distributed.ranks import (
     FOUR,
@@ -139,6 +143,43 @@ def test_growth_by_gradient(
         moves = [[{**event, "sent_bytes": 0} for event in events(folder, "topology")] for folder in (one, several)]
         assert moves[0] == moves[1]
         assert probe_bytes(several) <= 1.05 * probe_bytes(one) / size + 2 * 8 * 1536  # what is dense comes in chunks
+
+
+def spoil_probe(after_step: int) -> None:
+    """A loss that is no number in this process, in what the update after ``after_step`` looks at alone."""
+    token_loss, probe_batches, bad = step.token_loss, loop.probe_batches, False
+
+    def spoiled(*arguments: Any) -> Tensor:
+        return token_loss(*arguments) * (float("nan") if bad else 1.0)
+
+    def spoiled_batches(run: Run) -> list[Callable[[], None]]:
+        def spoil(backward: Callable[[], None]) -> None:
+            nonlocal bad
+            bad = run.state.step == after_step
+            backward()
+            bad = False
+
+        return [partial(spoil, backward) for backward in probe_batches(run)]
+
+    patched("smet_train.train.step.token_loss", spoiled)
+    patched("smet_train.train.loop.token_loss", spoiled)
+    patched("smet_train.train.loop.probe_batches", spoiled_batches)
+
+
+@pytest.mark.parametrize("parallel", ["fsdp", "ddp"])
+@pytest.mark.parametrize("grow", ["gradient", "random"])
+@pytest.mark.parametrize("batch", [2, 4])
+def test_a_gradient_that_is_not_finite_in_one_process_moves_nothing_in_any(
+    quick_config: QuickConfig, tmp_path: Path, parallel: str, grow: str, batch: int
+) -> None:
+    config = quick_config(
+        *BY_GRADIENT, f"topology.grow={grow}", f"train.batch_size={batch}", f"train.parallel={parallel}"
+    )
+    assert end(start(config, tmp_path, 2, of={1: partial(spoil_probe, 2)})) == [0, 0], said(tmp_path)
+    moved = [(event["step"], bool(event["grown"]), bool(event["dropped"])) for event in events(tmp_path, "topology")]
+    assert moved == [(2, False, False), (4, True, True)]
+    [incident] = read_events(tmp_path / "incidents.jsonl")
+    assert (incident["step"], incident["action"]) == (3, "the topology stays as it is")
 
 
 def probe_bytes(folder: Path) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from smet_train.config.schema import Config
 from smet_train.optim import SmetAdamW
 from smet_train.tracking.jsonl import read_events
+from smet_train.train import loop
 from smet_train.train import step as step_module
 from smet_train.train.checkpoint import checkpoint_steps
 from tests.faults.trials import KillInSave, difference, output, run
@@ -138,7 +139,7 @@ def met(config: Config, folder: Path, policy: str, place: str, poison: Poison, d
     """What is wrong with how a run meets bad numbers, and with how it goes on when it is killed meanwhile, if any."""
     status = run(config, folder, poison)
     incidents = [json.loads(line) for line in (folder / "incidents.jsonl").read_text(encoding="utf-8").splitlines()]
-    actions = [incident["action"].split()[0] for incident in incidents]
+    actions = [incident["action"].split()[0] for incident in incidents if "topology" not in incident["what"]]
     for checkpoint in (folder / "checkpoints").iterdir():
         if not is_finite(checkpoint):
             return f"{checkpoint} is not finite"
@@ -192,6 +193,65 @@ def test_a_fused_step_that_was_half_done_goes_back(configure: Callable[..., Conf
         assert run(config, folder, Poison("gradient", math.inf, batch, seed)) == 0, output(folder)
         (line,) = (folder / "incidents.jsonl").read_text(encoding="utf-8").splitlines()
         assert json.loads(line)["action"].startswith(action)
+
+
+class PoisonProbe(Poison):
+    """Spoils the loss that a topology update looks at too."""
+
+    def __call__(self) -> None:
+        super().__call__()
+        vars(loop)["token_loss"] = step_module.token_loss
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ["topology.grow=gradient"],
+        ["topology.drop=magnitude_and_gradient"],
+        ["topology.grow=gradient", "topology.drop=magnitude_and_gradient", "topology.probe_steps=2"],
+    ],
+    ids=lambda rules: " ".join(rules),
+)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_topology_stays_where_its_gradient_is_not_finite(
+    configure: Callable[..., Config], tmp_path: Path, rules: list[str], bad: float
+) -> None:
+    """In the first batch of step 5, before which the topology would move; also killed around it."""
+    config, seen = configure(*rules), tmp_path / "batches.txt"
+    assert run(config, tmp_path / "whole", NoteBatches(seen)) == 0, output(tmp_path / "whole")
+    poison = PoisonProbe("loss", bad, seen.read_text(encoding="utf-8").split()[2 * 4], 0.0)
+    folder, killed = tmp_path / "bad", tmp_path / "killed"
+    assert run(config, folder, poison) == 0, output(folder)
+    incidents = [json.loads(line) for line in (folder / "incidents.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(line["step"], line["action"]) for line in incidents] == [
+        (5, "the topology stays as it is"),
+        (5, "passed over"),
+    ]
+    assert incidents[0]["what"].startswith("the gradient that the topology update looks at is not finite (layer model.")
+    moves = [event for event in read_events(folder / "metrics.jsonl") if event["event"] == "topology"]
+    assert [(move["step"], move["dropped"] > 0, move["grown"] > 0) for move in moves] == [
+        (4, False, False),
+        (8, True, True),
+    ]
+    # the second save is after the update
+    assert run(config, killed, poison, KillInSave(2, 0.5)) in (0, -signal.SIGKILL)
+    assert run(config, killed, poison) == 0, output(killed)
+    assert difference(killed, folder, STEPS) is None
+
+
+@pytest.mark.parametrize("method", ["smet", "gmp"])
+def test_a_weight_that_went_bad_before_the_topology_moves_goes_back(
+    configure: Callable[..., Config], tmp_path: Path, method: str
+) -> None:
+    config, seen = configure(f"method={method}", "train.max_bad_steps=1"), tmp_path / "batches.txt"
+    assert run(config, tmp_path / "whole", NoteBatches(seen)) == 0, output(tmp_path / "whole")
+    # the last batch of step 4, and a parameter of a sparse layer
+    poison = Poison("moment", math.nan, seen.read_text(encoding="utf-8").split()[2 * 4 - 1], 0.2)
+    assert run(config, tmp_path / "bad", poison) == 0, output(tmp_path / "bad")
+    lines = (tmp_path / "bad" / "incidents.jsonl").read_text(encoding="utf-8").splitlines()
+    actions = [json.loads(line)["action"] for line in lines]
+    assert actions[:2] == ["the topology stays as it is", "passed over"]
+    assert actions[2].startswith("going back to step_00000003")
 
 
 def test_a_rise_of_the_loss_is_passed_over(configure: Callable[..., Config], tmp_path: Path) -> None:

@@ -36,9 +36,9 @@ def test_equals_torch_adamw_while_nothing_is_regrown(weight_decay: float, local_
         torch.testing.assert_close(optimizer.state[ours][key], oracle.state[theirs][key], rtol=1e-12, atol=1e-14)
 
 
-def regrow(optimizer: SmetAdamW, p: nn.Parameter, slots: list[int], step: int) -> None:
+def regrow(optimizer: SmetAdamW, p: nn.Parameter, slots: list[int]) -> None:
     """What a topology update does to slots that are grown, by hand."""
-    optimizer.note_topology_update(p, step)
+    optimizer.note_topology_update(p)
     with torch.no_grad():
         for held in (p, *(s for s in optimizer.state[p].values() if isinstance(s, Tensor))):
             held[slots] = 0
@@ -49,7 +49,7 @@ def test_a_regrown_weight_under_constant_gradient_moves_by_lr_times_warmup(beta2
     p = parameter(2)
     optimizer = SmetAdamW([p], lr=1e-3, betas=(0.9, beta2), eps=1e-12, regrow_warmup_steps=10, topology_moves=True)
     take_steps(optimizer, p, torch.randn(50, 2, dtype=torch.float64))
-    regrow(optimizer, p, [1], step=50)
+    regrow(optimizer, p, [1])
     for t in range(1, 16):
         before = float(p.detach()[1])
         take_steps(optimizer, p, torch.full((1, 2), 0.37, dtype=torch.float64))
@@ -66,7 +66,7 @@ def test_the_naive_shared_step_overshoots_by_the_closed_form(
         [p], lr=1e-3, betas=(0.9, beta2), eps=1e-12, local_step=False, regrow_warmup_steps=0, topology_moves=True
     )
     optimizer.state[p]["step"] = 100_000
-    regrow(optimizer, p, [1], step=100_000)
+    regrow(optimizer, p, [1])
     moved = []
     for _ in range(30):
         before = float(p.detach()[1])
@@ -84,7 +84,7 @@ def test_the_warmup_alone_is_a_switch_of_its_own() -> None:
     p = parameter(2)
     optimizer = SmetAdamW([p], lr=1.0, eps=0.0, local_step=False, regrow_warmup_steps=4, topology_moves=True)
     optimizer.state[p]["step"] = 100_000
-    regrow(optimizer, p, [1], step=100_000)
+    regrow(optimizer, p, [1])
     for t in range(1, 7):
         before = float(p.detach()[1])
         take_steps(optimizer, p, torch.ones(1, 2, dtype=torch.float64))
@@ -119,7 +119,7 @@ def test_ages_in_one_byte_follow_integer_local_steps_over_300_updates() -> None:
             torch.testing.assert_close(p.detach(), exact, rtol=1e-9, atol=1e-12)
         if step % interval == 0 and step // interval <= 300:
             grown = kept + torch.randperm(n - kept)[:4]
-            regrow(optimizer, p, grown.tolist(), step)
+            regrow(optimizer, p, grown.tolist())
             exact[grown], m[grown], v[grown], born[grown], first[grown] = 0, 0, 0, step, False
     assert optimizer.state[p]["age"].dtype == torch.uint8
     assert len(optimizer.state[p]["moved_steps"]) == MAX_AGE
@@ -129,11 +129,44 @@ def test_ages_in_one_byte_follow_integer_local_steps_over_300_updates() -> None:
     assert 0 < float((p.detach() - exact)[:kept].abs().max()) < bound
 
 
+@pytest.mark.parametrize("local_step", [True, False])
+def test_a_parameter_that_misses_steps_counts_its_own(local_step: bool) -> None:
+    """Against a reference that knows nothing of the loop's steps: the parameter misses single ones and whole intervals,
+    and is regrown before its first step too."""
+    n, warmup, draw = 12, 7, torch.Generator().manual_seed(2)
+    p = parameter(n)
+    optimizer = SmetAdamW(
+        [p], lr=1e-2, regrow_warmup_steps=warmup, local_step=local_step, topology_moves=True, weight_decay=0.1
+    )
+    exact, m, v = p.detach().clone(), torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+    taken, born, first = 0, torch.zeros(n, dtype=torch.int64), torch.ones(n, dtype=torch.bool)
+    for step in range(1, 61):
+        g = torch.randn(n, dtype=torch.float64, generator=draw)
+        missed = step <= 6 or 20 <= step <= 32 or step % 7 == 0
+        p.grad = None if missed else g.clone()
+        optimizer.step()
+        if not missed:
+            taken += 1
+            t = (taken - born).double()
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+            w = torch.where(first, torch.ones_like(t), (t / warmup).clamp(max=1.0))
+            shared = t if local_step else torch.full_like(t, taken)
+            m_hat, v_hat = m / (1 - 0.9**shared), v / (1 - 0.999**shared)
+            exact -= 1e-2 * (w * m_hat / (v_hat.sqrt() + 1e-8) + 0.1 * exact)
+        torch.testing.assert_close(p.detach(), exact, rtol=1e-12, atol=1e-14)
+        if step % 5 == 0:
+            grown = torch.randperm(n, generator=draw)[:4]
+            regrow(optimizer, p, grown.tolist())
+            exact[grown], m[grown], v[grown], born[grown], first[grown] = 0, 0, 0, taken, False
+    assert optimizer.state[p]["step"] == taken
+
+
 def test_a_weight_older_than_255_updates_stays_at_the_highest_age() -> None:
     p = parameter(2)
     optimizer = SmetAdamW([p], topology_moves=True)
     for step in range(1, 301):
-        regrow(optimizer, p, [1], step)
+        optimizer.state[p]["step"] = step
+        regrow(optimizer, p, [1])
     assert optimizer.state[p]["age"].tolist() == [255, 0]
     table = local_steps(301, optimizer.state[p]["moved_steps"])
     assert (len(table), table[0], table[254], table[255]) == (256, (1, False), (301 - 46, False), (math.inf, True))
@@ -209,7 +242,7 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(dtype: torch.dtype, n: int, mo
     (first, p), (second, q) = two_of_a_kind(dtype, n, moments), two_of_a_kind(dtype, n, moments)
     gradients = torch.randn(40, n).to(dtype)
     take_steps(first, p, gradients[:20])
-    first.note_topology_update(p, 20)
+    first.note_topology_update(p)
     tensors, plain = first.state_for_checkpoint({p: "layer.values"})
     assert {tensor.dtype for tensor in tensors.values()} >= {torch.uint8}
     second.restore({q: "layer.values"}, {k: v.clone() for k, v in tensors.items()}, plain)
@@ -248,7 +281,7 @@ def test_load_state_dict_keeps_every_dtype_and_the_new_groups_count() -> None:
     first, second = (nn.Parameter(torch.ones(5, dtype=torch.bfloat16)) for _ in range(2))
     optimizer, other = (SmetAdamW([p], lr=0.1, topology_moves=True) for p in (first, second))
     take_steps(optimizer, first, gradients[:3])
-    optimizer.note_topology_update(first, 3)
+    optimizer.note_topology_update(first)
     other.load_state_dict(optimizer.state_dict())
     assert other.state[second]["age"].dtype == torch.uint8
     assert other.state[second]["exp_avg"].dtype == torch.float32

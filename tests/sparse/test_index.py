@@ -33,6 +33,7 @@ def test_unpacking_undoes_packing(rows: int, columns: int, density: float, block
         (Layout(256, 257, 3000), "columns", 6000 + 4 * 256),
         (Layout(1, 1 << 17, 10), "sites", 40),  # a column that 16 bits can't hold
         (Layout(1 << 17, 1 << 15, 10), "sites", 80),  # a site that 32 bits can't hold
+        (Layout(1 << 16, 1 << 15, 140_000), "columns", 280_000 + 4 * 65_536),  # 2^31 sites, all that 32 bits tell apart
         (Layout(2048, 2048, 102, 64), "bitmap", 128),
         (Layout(5461, 2048, 275, 64), "bitmap", 86 * 32 // 8),
         (Layout(5461, 2048, 50, 64), "sites", 100),
@@ -42,6 +43,13 @@ def test_the_smallest_form_is_held(layout: Layout, form: str, size: int) -> None
     packed = packed_like(layout)
     assert (choose_form(layout), packed.numel() * packed.element_size()) == (form, size)
     index = first_index(layout, 4)
+    assert unpack(pack(index, layout), layout).equal(index)
+
+
+def test_the_last_site_of_the_most_that_32_bits_tell_apart() -> None:
+    layout = Layout(1 << 16, 1 << 15, 140_000)
+    index = first_index(layout, 4)
+    index[-1] = 2**31 - 1
     assert unpack(pack(index, layout), layout).equal(index)
 
 

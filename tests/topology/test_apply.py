@@ -34,7 +34,7 @@ def test_values_index_moments_and_ages_move_in_place() -> None:
     held = [sparse.values, sparse.index, state["exp_avg"], state["exp_avg_sq"], state["age"]]
     identities = [(id(tensor), tensor.data_ptr()) for tensor in held]
     old_values, old_m = sparse.values.detach().clone(), state["exp_avg"].clone()
-    apply_move("layer", sparse, hand_move(sparse), optimizer, step=1)
+    apply_move("layer", sparse, hand_move(sparse), optimizer)
     assert [(id(tensor), tensor.data_ptr()) for tensor in held] == identities
     assert sparse.index.tolist() == [3, 4, 7, 9]
     assert sparse.values.tolist() == [0.0, float(old_values[1]), 0.0, float(old_values[3])]
@@ -48,7 +48,7 @@ def test_the_next_forward_uses_the_new_sites() -> None:
     sparse = layer()
     x = torch.eye(4)
     sparse(x)
-    apply_move("layer", sparse, hand_move(sparse), stepped_optimizer(sparse), step=1)
+    apply_move("layer", sparse, hand_move(sparse), stepped_optimizer(sparse))
     torch.testing.assert_close(sparse(x).t(), sparse.to_dense())
     assert sparse.to_dense().view(-1).nonzero().squeeze(1).tolist() == [4, 9]  # grown sites 3 and 7 hold 0
 
@@ -58,7 +58,7 @@ def test_plain_adam_moves_too_and_keeps_its_step() -> None:
     optimizer = torch.optim.Adam([sparse.values])
     sparse.values.grad = torch.ones(4)
     optimizer.step()
-    apply_move("layer", sparse, hand_move(sparse), optimizer, step=1)
+    apply_move("layer", sparse, hand_move(sparse), optimizer)
     assert optimizer.state[sparse.values]["exp_avg"].count_nonzero() == 2
     assert optimizer.state[sparse.values]["step"] == 1
 
@@ -68,7 +68,7 @@ def test_state_of_an_unknown_shape_is_refused() -> None:
     optimizer = stepped_optimizer(sparse)
     optimizer.state[sparse.values]["row_mean"] = torch.zeros(3)
     with pytest.raises(LayoutError, match=r"layer up: optimizer state 'row_mean' has shape \(3,\), the values \(4,\)"):
-        apply_move("up", sparse, hand_move(sparse), optimizer, step=1)
+        apply_move("up", sparse, hand_move(sparse), optimizer)
 
 
 @pytest.mark.parametrize("broken", ["values", "exp_avg", "age"])
@@ -76,7 +76,7 @@ def test_the_invariant_check_finds_what_is_not_zero_at_a_grown_slot(broken: str)
     sparse = layer()
     optimizer = stepped_optimizer(sparse)
     move = hand_move(sparse)
-    apply_move("up", sparse, move, optimizer, step=1)
+    apply_move("up", sparse, move, optimizer)
     check_moved("up", sparse, move, optimizer)
     held = sparse.values.data if broken == "values" else optimizer.state[sparse.values][broken]
     held[2] = 1
@@ -109,7 +109,7 @@ def test_moments_in_8_bits_move_without_loss() -> None:
     inactive = torch.ones(9800, dtype=torch.bool).index_fill(0, sparse.index.long(), False).nonzero().flatten().int()
     keep = torch.ones(4900, dtype=torch.bool).index_fill(0, torch.randperm(4900)[:900], False)
     move = make_move(sparse.index, keep, inactive[torch.randperm(4900)[:900]])
-    apply_move("up", sparse, move, optimizer, step=3)
+    apply_move("up", sparse, move, optimizer)
     check_moved("up", sparse, move, optimizer)
     assert all(any(value is old for old in held) for value in state.values() if isinstance(value, torch.Tensor))
     for old, new in zip(before, moments_of(sparse, optimizer), strict=True):
@@ -131,7 +131,7 @@ def test_moments_in_8_bits_are_inherited_if_they_are_kept() -> None:
     inactive = torch.ones(9800, dtype=torch.bool).index_fill(0, sparse.index.long(), False).nonzero().flatten().int()
     keep = torch.arange(4900) >= 500
     move = make_move(sparse.index, keep, inactive[:500])
-    apply_move("up", sparse, move, optimizer, step=3, keep_moments=True)
+    apply_move("up", sparse, move, optimizer, keep_moments=True)
     for old, new in zip(before, moments_of(sparse, optimizer), strict=True):
         assert float((new == move.gather_all(old)).float().mean()) > 0.995
 

@@ -109,6 +109,8 @@ def ages(updater: TopologyUpdater, layer: SparseLinear) -> list[int]:
 
 def test_mean_age_in_steps_by_hand() -> None:
     _, updater = built()
+    for state in updater.optimizer.state.values():
+        state["step"] = 2
     assert updater.step(2)["mean_age_steps"] == 1.0  # half of the values are 2 steps old, half are new
     layers, updater = built(MoveRules(), explore=False)
     moved = updater.step(2)

@@ -62,6 +62,23 @@ def test_a_layer_that_the_loss_does_not_reach_has_no_candidates() -> None:
         assert not probed.active_gradients["2"].any()
 
 
+@pytest.mark.parametrize("active", [False, True])
+@pytest.mark.parametrize("n_grow", [{"0": 3, "2": 3}, {"0": 3, "2": 0}, {"0": 0, "2": 0}], ids=str)
+def test_one_number_that_is_not_finite_is_found_where_it_is_looked_at(n_grow: dict[str, int], active: bool) -> None:
+    """Infinite in the first row of layer 2 alone."""
+    for times in (1, 3):
+        _, layers = build()
+
+        def backward(layers: dict[str, SparseLinear] = layers) -> None:
+            layers["0"](torch.ones(1, 24, dtype=torch.float64)).sum().backward()
+            (layers["2"](torch.ones(1, 40, dtype=torch.float64))[0, 0] * torch.inf).backward()
+
+        seen = "2" if active or n_grow["2"] else None
+        one = probe_gradients(layers, n_grow, [backward] * times, active=active)
+        several = probe_sharded(layers, n_grow, [backward] * times, active=active, group=ALONE)
+        assert one.not_finite == several.not_finite == seen
+
+
 @pytest.mark.parametrize("size", [2, 4, 20])
 def test_the_work_is_dealt_out_evenly(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Also over more processes than there are layers; the micro-batches are run about as often as by one process."""
@@ -72,12 +89,12 @@ def test_the_work_is_dealt_out_evenly(monkeypatch: pytest.MonkeyPatch, size: int
     assert list(owners) == [name for name in layers if name != "3"]
     load = [sum(layers[name].layout.weights for name in owners if owners[name] == rank) for rank in range(size)]
     assert max(load) - min(load) <= 40 * 24
-    passes = sharded_probe._passes(layers, owners, size, 4)
-    assert len(passes) <= len(probe._passes(layers, n_grow, 4))
+    passes = sharded_probe._passes(layers, owners, size, summed=True)
+    assert len(passes) <= len(probe._passes(layers, n_grow, summed=True))
     rows = [rows for rows_of_pass in passes for rows in rows_of_pass]
     assert len(set(rows)) == len(rows)
     assert sum(found.weights for found in rows) == sum(layers[name].layout.weights for name in owners)
-    assert len(sharded_probe._passes(layers, owners, size, 1)) == 1
+    assert len(sharded_probe._passes(layers, owners, size, summed=False)) == 1
 
 
 @pytest.mark.parametrize("n_micro_batches", [1, 4])

@@ -1,14 +1,18 @@
 import logging
+import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from smet_train.errors import LayoutError
+from smet_train.errors import ConfigError, LayoutError
 from smet_train.optim import SmetAdamW, parameter_groups
 from smet_train.sparse import SparseLinear, sparsify
 from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
 from smet_train.topology.exploration import Exploration
+from smet_train.topology.rules import DROPS, Drop
+from smet_train.topology.updater import Backward
 
 
 def build(
@@ -34,6 +38,8 @@ def test_ordinary_steps_change_nothing() -> None:
 def test_an_update_drops_the_least_and_grows_as_many_elsewhere() -> None:
     layers, updater = build()
     before = {name: (layer.index.clone(), layer.values.detach().clone()) for name, layer in layers.items()}
+    for state in updater.optimizer.state.values():
+        state["step"] = 2
     event = updater.step(2)
     # floor(0.5 K) of K = 24, 24 and 3 active values.
     assert event == {
@@ -142,6 +148,22 @@ def test_growth_by_gradient_is_clipped_too_and_never_duplicates() -> None:
         assert len(set(layer.index.tolist()) - before[name]) == layer.layout.n_inactive
 
 
+@pytest.mark.parametrize("block", [1, 3])
+def test_a_layer_that_is_called_twice_grows_distinct_sites(block: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 12))
+    layers = sparsify(model, ["*"], density=0.5, seed=3, block=block)
+    optimizer = SmetAdamW([layer.values for layer in layers.values()], topology_moves=True)
+    schedule = TopologySchedule(2, 0.5, 0.5, "constant", 1.0, 20)
+    updater = TopologyUpdater(
+        layers, optimizer, schedule, seed=3, rules=MoveRules(grow="gradient"), check_invariants=True
+    )
+    before = set(layers["0"].index.tolist())
+    event = updater.step(2, [lambda: model(model(torch.randn(4, 12)).tanh()).square().sum().backward()])
+    assert event["grown"] == 36
+    assert len(set(layers["0"].index.tolist()) - before) == 36 // block**2
+
+
 @pytest.mark.parametrize("grow", ["random", "gradient"])
 def test_a_layer_of_one_row_moves(grow: str) -> None:
     layers, updater = build(drop_fraction=0.7)
@@ -161,6 +183,81 @@ def test_every_move_is_checked_when_asked_for(monkeypatch: pytest.MonkeyPatch) -
         layers["0"].values.fill_(1.0)  # what nobody has moved is not zero where the move grew
     with pytest.raises(LayoutError, match="layer 0: 'values' is not zero at a slot grown in this update"):
         updater.step(2)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("spoiled", [(0,), (1,), (0, 1)], ids=str)
+@pytest.mark.parametrize(
+    "rules",
+    [
+        MoveRules(grow="gradient"),
+        MoveRules(drop="magnitude_and_gradient"),
+        MoveRules(drop="magnitude_and_gradient", grow="gradient"),
+    ],
+    ids=lambda rules: f"{rules.drop} {rules.grow}",
+)
+def test_nothing_moves_by_a_gradient_that_is_not_finite(rules: MoveRules, spoiled: tuple[int, ...], bad: float) -> None:
+    """In the one micro-batch, in the second of two, in both; all else goes on as ever."""
+    layers, updater = build()
+    updater.rules = rules
+
+    def micro_batch(number: int, factor: float) -> None:
+        y = torch.randn(4, 12, generator=torch.Generator().manual_seed(number))
+        for layer in layers.values():
+            y = layer(y)
+        (y.square().sum() * factor).backward()
+
+    def micro_batches(*numbers: int) -> list[Backward]:
+        return [partial(micro_batch, number, bad if number in spoiled else 1.0) for number in numbers]
+
+    numbers = (0,) if spoiled == (0,) else (0, 1)
+    updater.step(2, micro_batches(7))
+    assert updater.fault is None
+    before = {name: (layer.index.clone(), layer.values.detach().clone()) for name, layer in layers.items()}
+    ages = [state["age"].clone() for state in updater.optimizer.state.values()]
+    event = updater.step(4, micro_batches(*numbers))
+    assert updater.fault == "the gradient that the topology update looks at is not finite (layer 0)"
+    assert (event["dropped"], event["grown"], event["survived"], event["drop_fraction"]) == (0, 0, 1.0, 0.5)
+    for name, layer in layers.items():
+        assert torch.equal(layer.index, before[name][0])
+        assert torch.equal(layer.values, before[name][1])
+    # an update that moves nothing is one all the same
+    assert all(
+        torch.equal(state["age"], age + 1) for state, age in zip(updater.optimizer.state.values(), ages, strict=True)
+    )
+    assert not updater.due(4)
+    event = updater.step(6, micro_batches(7))
+    assert updater.fault is None
+    assert event["dropped"] == event["grown"] == 25
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("grow", ["random", "gradient", "nothing"])
+def test_nothing_moves_by_weights_that_are_not_finite(grow: str, bad: float) -> None:
+    layers, updater = build()
+    updater.rules = MoveRules(grow=grow)
+    updater.targets = dict.fromkeys(layers, 0.1)
+    before = {name: layer.index for name, layer in layers.items()}
+    with torch.no_grad():
+        layers["1"].values[5] = bad
+    event = updater.step(2, [lambda: layers["0"](torch.ones(1, 12)).sum().backward()])
+    assert updater.fault == "the weights that the topology update looks at are not finite (layer 1)"
+    assert event["dropped"] == event["grown"] == 0
+    assert all(torch.equal(layer.index, before[name]) for name, layer in layers.items())
+
+
+def test_a_score_of_ones_own_is_not_asked_about_a_gradient_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that gives NaN by itself is still told."""
+    monkeypatch.setitem(DROPS, "own", Drop(lambda asked: asked.layer.values * math.nan, needs_gradient=True))
+    layers, updater = build()
+    updater.rules = MoveRules(drop="own")
+
+    def backward(factor: float) -> None:
+        (layers["0"](torch.ones(1, 12)).sum() * factor).backward()
+
+    assert updater.step(2, [lambda: backward(math.inf)])["dropped"] == 0
+    with pytest.raises(ConfigError, match=r"topology.drop=own must give one number .* with NaN in it"):
+        updater.step(4, [lambda: backward(1.0)])
 
 
 def test_the_ledger_tells_what_an_update_holds() -> None:
