@@ -47,7 +47,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("arguments", "status", "expected"), [
     *((arguments, 2, message) for arguments, message in MISTAKES),
-    ([], 0, "usage: smet-export [-h] [--version] --format {hf,sparse,torch} --out DIR CHECKPOINT"),
+    ([], 0, "usage: smet-export [-h] [--version] --format {hf,sparse,torch} --out DIR"),
     (["--help"], 0, "smet-export outputs/demo-1a2b3c4d --format hf --out exported/demo"),
 ])  # fmt: skip
 def test_mistakes_and_questions_need_none_of_the_heavy_libraries(

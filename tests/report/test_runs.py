@@ -29,7 +29,7 @@ def test_without_arguments_it_tells_how_it_is_used(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch) == 0
-    assert capsys.readouterr().out.startswith("usage: smet-report [-h] [--newest]")
+    assert capsys.readouterr().out.startswith("usage: smet-report [-h] [--version] [--newest]")
     assert call(monkeypatch, "--help") == 0
     assert "smet-report --newest" in capsys.readouterr().out
 
