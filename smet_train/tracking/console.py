@@ -12,6 +12,8 @@ from smet_train.tracking.streams import lasting
 _MEMORY_EVERY_STEPS = 10
 _GIB = 1024**3
 _WIDTH_OF_FILES = 120
+# Columns from which loss, speed and memory fit beside the step and the time that is left.
+_WIDTHS_OF_FACTS = (48, 68, 80)
 
 
 def open_console() -> Console:
@@ -94,8 +96,9 @@ class ConsoleSink:
         if step % _MEMORY_EVERY_STEPS == 0:
             self._memory_gib = self._process.memory_info().rss / _GIB
         if self._progress is not None:
-            facts = f"loss {event['loss']:.3f}  {speed:,.0f} tokens/s  {self._memory_gib:.2f} GiB"
-            self._progress.update(self._task, completed=step, facts=facts)
+            facts = [f"loss {event['loss']:.3f}", f"{speed:,.0f} tokens/s", f"{self._memory_gib:.2f} GiB"]
+            n_facts = sum(self._console.width >= width for width in _WIDTHS_OF_FACTS)
+            self._progress.update(self._task, completed=step, facts="  ".join(facts[:n_facts]))
         elif step % self._log_interval == 0 or step in (self._start_step + 1, self._total_steps):
             tokens_left = event["tokens"] / step * (self._total_steps - step)
             eta = duration(tokens_left / speed) if speed > 0 else "?"

@@ -130,6 +130,19 @@ def test_a_progress_bar_on_a_terminal() -> None:
     assert "checkpoints/x" in out.getvalue()
 
 
+@pytest.mark.parametrize(("width", "facts"), [(40, 0), (50, 1), (70, 2), (80, 3)])
+def test_a_narrow_terminal_shows_step_and_time_first(width: int, facts: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    sink = ConsoleSink(console, total_steps=20_000, start_step=0, log_interval=10)
+    sink.emit({**STEP, "step": 12_345, "tokens_per_s": 88_608.0})
+    sink.close()
+    shown = next(line for line in out.getvalue().split("\r") if "12345/20000" in line)
+    assert "ETA" in shown
+    assert [text in shown for text in ("loss 2.500", "88,608 tokens/s", " GiB")] == [n < facts for n in range(3)]
+    assert "…" not in shown
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (360000, "100:00:00")]
 )
