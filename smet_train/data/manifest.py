@@ -4,10 +4,12 @@ import base64
 import hashlib
 import json
 import os
+import posixpath
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from smet_train.data.retry import retried
 
 _TAG_DIGITS = 6  # hexadecimal ones of a file's hash that name the file that differs; the digest finds that one does
 _HEAD_REQUESTS = 16
+_COMPARED, _WAYS = 32, 8  # names by which a common folder is found again, and guesses of it that are tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +53,49 @@ class Manifest:
         content = base64.b85encode(zlib.compress(listed.encode(), 9)).decode()
         return {"digest": self.digest, "sampled": self.sampled, "files": content}
 
+    def named_like(self, saved: dict[str, Any]) -> "Manifest":
+        """The same files by the names that they had when ``saved`` was packed, if other files have come or gone."""
+        if saved["digest"] == self.digest:
+            return self
+        names = seen_from_where(_unpacked(saved)[0], [file.name for file in self.files])
+        return replace(self, files=tuple(replace(f, name=name) for f, name in zip(self.files, names, strict=True)))
+
 
 def common_names(paths: Sequence[str]) -> list[str]:
     """Each path from the local ones' common folder, so that a corpus may be moved; URLs as they are."""
     local = [path for path in paths if not is_url(path)]
     root = os.path.commonpath([os.path.dirname(path) for path in local]) if local else ""
     return [path if is_url(path) else os.path.relpath(path, root).replace(os.sep, "/") for path in paths]
+
+
+def seen_from_where(known: Sequence[str], names: Sequence[str]) -> list[str]:
+    """``names`` seen from the folder that ``known`` are seen from, where both have files in common; else as they are.
+
+    What files have in common is another folder when files from elsewhere come, or go: ``p.txt`` is ``2023/p.txt`` when
+    ``2024/q.txt`` comes, which from the old folder is ``../2024/q.txt``.
+    """
+    same_base: dict[str, list[str]] = {}
+    for name in names:
+        same_base.setdefault(posixpath.basename(name), []).append(name)
+    moves: Counter[tuple[str, str]] = Counter()
+    for old in known[:: max(1, len(known) // _COMPARED)]:
+        for new in same_base.get(posixpath.basename(old), [])[:_COMPARED]:
+            if new.endswith(f"/{old}"):
+                moves["up", new.removesuffix(old)] += 1
+            elif old.endswith(f"/{new}"):
+                moves["down", old.removesuffix(new)] += 1
+    ways = [list(names), *(_moved(names, *move) for move, _ in moves.most_common(_WAYS))]
+    wanted = set(known)
+    return max(ways, key=lambda way: sum(name in wanted for name in way))
+
+
+def _moved(names: Sequence[str], where: str, folder: str) -> list[str]:
+    def move(name: str) -> str:
+        if is_url(name):
+            return name
+        return posixpath.relpath(name, folder) if where == "up" else posixpath.normpath(folder + name)
+
+    return [move(name) for name in names]
 
 
 def take_manifest(paths: Sequence[str], cache_dir: Path | None, retries: int, sampled: bool | None = None) -> Manifest:
@@ -92,18 +132,25 @@ def find_change(saved: dict[str, Any], now: Manifest, take: Callable[[bool], Man
     """What has changed since ``saved`` was packed, naming a file; None if nothing has.
 
     Args:
+        now: by the names of ``saved``, see :meth:`Manifest.named_like`.
         take: the manifest as it is now, sampled or not; asked for where ``saved`` was taken the other way.
     """
     if saved["sampled"] != now.sampled:
-        now = take(saved["sampled"])
+        now = take(saved["sampled"]).named_like(saved)
     if saved["digest"] == now.digest:
         return None
-    names, sizes, tags = json.loads(zlib.decompress(base64.b85decode(saved["files"])))
+    names, sizes, tags = _unpacked(saved)
     before = [FileIdentity(*entry) for entry in zip(names, sizes, tags, strict=True)]
     after = [FileIdentity(file.name, file.size, file.hash[:_TAG_DIGITS]) for file in now.files]
     changes = _changes(before, after)
     more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
     return changes[0] + more
+
+
+def _unpacked(saved: dict[str, Any]) -> tuple[list[str], list[int], list[str]]:
+    """Names, bytes and tags of the files that were packed."""
+    names, sizes, tags = json.loads(zlib.decompress(base64.b85decode(saved["files"])))
+    return names, sizes, tags
 
 
 def _changes(before: list[FileIdentity], after: list[FileIdentity]) -> list[str]:

@@ -20,11 +20,12 @@ from smet_train.errors import DataError
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class FileSet:
     """The files of a source, and how they are read.
 
-    ``where`` is the source for messages; ``told`` holds files of which a fault was logged.
+    ``where`` is the source for messages; ``told`` holds files of which a fault was logged. ``manifest`` has the names
+    by which a pass is ordered and taken up: where a run goes on, those that the files had when it began.
     """
 
     where: str

@@ -51,7 +51,7 @@ class Source:
     name: str
     rules: ReadRules
     _open: Opener = field(repr=False)
-    _manifest: Manifest | None = field(default=None, repr=False)
+    _files: FileSet | None = field(default=None, repr=False)
     _retake: Callable[[bool], Manifest] | None = field(default=None, repr=False)
     _in_lines: bool = field(default=False, repr=False)
     is_known: bool = True
@@ -60,12 +60,12 @@ class Source:
     def files(self) -> dict[str, Any] | None:
         """What the files were (name, bytes, hash of the content) in plain values, for a checkpoint; None for a source
         without files."""
-        return None if self._manifest is None else self._manifest.packed
+        return None if self._files is None else self._files.manifest.packed
 
     @property
     def fingerprint(self) -> str:
         """64 hexadecimal digits that change with the source or the content of its files: what caches are named by."""
-        digest = "" if self._manifest is None else self._manifest.digest
+        digest = "" if self._files is None else self._files.manifest.digest
         return hashlib.sha256(f"{self.identity} {digest}".encode()).hexdigest()
 
     def documents(self, order: tuple[int, int] | None = None, state: State | None = None) -> DocumentStream:
@@ -77,10 +77,14 @@ class Source:
         return {**state, "at": by_count(state["at"])} if self._in_lines else state
 
     def change_since(self, saved: dict[str, Any] | None) -> str | None:
-        """What of the files has changed since ``saved`` was their ``files``, naming one; None if nothing has."""
-        if saved is None or self._manifest is None or self._retake is None:
+        """What of the files has changed since ``saved`` was their ``files``, naming one; None if nothing has.
+
+        From here on they have the names that they had then.
+        """
+        if saved is None or self._files is None or self._retake is None:
             return None
-        return find_change(saved, self._manifest, self._retake)
+        self._files.manifest = self._files.manifest.named_like(saved)
+        return find_change(saved, self._files.manifest, self._retake)
 
 
 def open_source(spec: SourceSpec, cache_dir: Path | None = None) -> Source:
@@ -158,7 +162,7 @@ def _file_source(
         name=name,
         rules=spec.rules,
         _open=lambda order, state: ShardStream(opened, order, state),
-        _manifest=opened.manifest,
+        _files=opened,
         _retake=take,
         _in_lines=spec.kind in ("text", "jsonl"),
     )

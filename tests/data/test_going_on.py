@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -87,6 +88,49 @@ def test_a_place_in_an_edited_file_is_found_by_its_line(
     changed = opened(tmp_path / "a", tokenizer, 1, kind)
     changed.load_state_dict(state)
     assert list(islice(changed, 50)) == wanted
+
+
+@pytest.mark.parametrize("shuffle", [1, 20])
+@pytest.mark.parametrize("comes", ["2024/new.txt", "other/deep/new.txt", "2023/part/new.txt"])
+def test_files_from_another_folder_leave_the_pass_through_the_others_as_it_is(
+    tmp_path: Path, documents: Callable[..., list[str]], comes: str, shuffle: int
+) -> None:
+    """The folder that all files share becomes a wider one, and a narrower one again when they go."""
+    texts = documents(400)
+    (tmp_path / "2023" / "part").mkdir(parents=True)
+    for number in range(8):
+        (tmp_path / "2023" / "part" / f"{number}.txt").write_text("\n".join(texts[number * 40 : number * 40 + 40]))
+    added = [f"{text} added" for text in texts[320:360]]
+
+    def spec() -> SourceSpec:
+        return SourceSpec("text", files=(f"{tmp_path}/**/*.txt",), text_unit="line")
+
+    order = (1, 0) if shuffle > 1 else None
+    source = open_source(spec())
+    whole = list(source.documents(order))
+    begun = source.documents(order)
+    head = list(islice(begun, 150))
+    files, state = json.loads(json.dumps([source.files, begun.state_dict()]))
+    assert head == whole[:150]
+
+    (tmp_path / comes).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / comes).write_text("\n".join(added))
+    wider = open_source(spec())
+    assert wider.change_since(files) == f"{os.path.relpath(tmp_path / comes, tmp_path / '2023' / 'part')} is new"
+    rest = list(wider.documents(order, state))
+    assert [text for text in rest if not text.endswith(" added")] == whole[150:]
+    again = wider.documents(order, state)
+    list(islice(again, 30))
+    files, state = json.loads(json.dumps([wider.files, again.state_dict()]))
+    same = open_source(spec())
+    assert same.change_since(files) is None
+    assert list(same.documents(order, state)) == rest[30:]
+
+    (tmp_path / comes).unlink()
+    narrower = open_source(spec())
+    assert str(narrower.change_since(files)).endswith("new.txt is missing")
+    left = list(narrower.documents(order, state))
+    assert left == [text for text in rest[30:] if not text.endswith(" added")]
 
 
 def served_config(make: QuickConfig, server: Server, documents: Callable[..., list[str]], *overrides: str) -> Config:

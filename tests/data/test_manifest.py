@@ -10,7 +10,7 @@ import pytest
 
 from smet_train.data import hashes
 from smet_train.data.hashes import content_hashes
-from smet_train.data.manifest import FileIdentity, Manifest, find_change, take_manifest
+from smet_train.data.manifest import FileIdentity, Manifest, find_change, seen_from_where, take_manifest
 from smet_train.data.python_source import find_python_files
 from smet_train.data.remote import remote_identity
 from smet_train.data.sources import SourceSpec, open_source
@@ -44,6 +44,31 @@ def test_a_change_is_named(now: Manifest, told: str | None) -> None:
         raise AssertionError("both were taken alike")
 
     assert find_change(json.loads(json.dumps(BEFORE.packed)), now, retake) == told
+
+
+@pytest.mark.parametrize(
+    ("known", "names", "found"),
+    [
+        (["p", "q"], ["2023/p", "2023/q", "2024/p"], ["p", "q", "../2024/p"]),
+        (["2023/p", "2024/p"], ["p"], ["2023/p"]),  # or 2024/p: the first of equals
+        (["2023/p", "2023/q", "2024/p"], ["p", "q"], ["2023/p", "2023/q"]),
+        (["p", "../2024/r"], ["2023/p", "2024/r", "2024/s"], ["p", "../2024/r", "../2024/s"]),
+        (["p", "q"], ["a/b/p", "a/b/q", "c/p"], ["p", "q", "../../c/p"]),
+        (["p", "q"], ["p", "r"], ["p", "r"]),
+        (["p"], ["q/r"], ["q/r"]),
+        (["p", "http://h/p"], ["2023/p", "2024/q", "http://h/p"], ["p", "../2024/q", "http://h/p"]),
+        ([], ["p"], ["p"]),
+    ],
+)
+def test_names_are_seen_from_where_they_were(known: list[str], names: list[str], found: list[str]) -> None:
+    assert seen_from_where(known, names) == found
+    assert seen_from_where(found, names) == found  # as when the run goes on again
+
+
+def test_names_of_very_many_files_are_seen_from_where_they_were() -> None:
+    known = [f"part{number % 7}/{number}.txt" for number in range(20_000)]
+    names = [f"corpus/2023/{name}" for name in known] + ["corpus/2024/x.txt"]
+    assert seen_from_where(known, names) == [*known, "../2024/x.txt"]
 
 
 def test_thousands_of_shards_are_a_state_of_some_kilobytes() -> None:
