@@ -343,8 +343,8 @@ MUTANTS = [
     Mutant(
         "a stop does not save",
         LOOP,
-        "    if save(run, last=True):\n        report_checkpoint(run)\n",
-        "",
+        "    saved_now = save(run, last=True)\n",
+        "    saved_now = False\n",
         "tests/faults/test_signals.py -k once",
     ),
     Mutant(
