@@ -47,7 +47,7 @@ from smet_train.train.imports import import_what_steps_use
 from smet_train.train.lock import run_folder_lock
 from smet_train.train.loop import train
 from smet_train.train.processes import Processes, joined
-from smet_train.train.resume import choose_checkpoint, is_finished
+from smet_train.train.resume import choose_checkpoint, is_finished, is_own, refuse_to_overwrite, set_later_aside
 from smet_train.train.run import Run
 from smet_train.train.signals import StopRequest
 from smet_train.train.state import held_tensors, restore
@@ -87,6 +87,7 @@ def run_training(config: Config, run_folder: Path, console: Console | None = Non
                 return 0
             except RollBack as error:
                 back = error.with_traceback(None)  # whose frames would keep the run in memory
+            changes = []  # told and recorded when the first attempt began
             gc.collect()
             checkpoint = processes.told(lambda: choose_checkpoint("auto", run_folder))
             console.print(f"going back to {checkpoint}: see {run_folder / 'incidents.jsonl'}", soft_wrap=True)
@@ -101,6 +102,8 @@ def begin(
     checkpoint = choose_checkpoint(
         config.checkpoint.resume, run_folder, check_all=config.checkpoint.verify.name == "full"
     )
+    if checkpoint is None or not is_own(checkpoint, run_folder):
+        refuse_to_overwrite(run_folder, checkpoint, config.train.steps)
     if checkpoint is not None:
         return run_folder, checkpoint, check_continuation(load_plain(checkpoint), config, checkpoint, run_folder)
     if (run_folder / "metrics.jsonl").is_file():
@@ -149,7 +152,8 @@ def _train(
     with closing(build_shared_data(config, tokenizer_file, processes)) as data:
         if processes.leads:
             data.tokenizer.save(run_folder, files.replace_text)
-            save_config(config, run_folder / "config.yaml")
+            if checkpoint is None:
+                save_config(config, run_folder / "config.yaml")
         backends = chosen_backends(config, checkpoint)
         planned, step_flops = predict(config, data.tokenizer, backends) if processes.leads else ({}, None)
         import_what_steps_use()
@@ -163,6 +167,9 @@ def _train(
         try:
             start(run, config, checkpoint, changes)
             check_same_start(processes, run.model, {} if run.sharded is None else run.sharded.before_split)
+            if processes.leads and checkpoint is not None:
+                # Not before: settings that turn out wrong must not take the place of those that the run goes on with.
+                save_config(config, run_folder / "config.yaml")
             if back is not None:
                 run.batches.load_state_dict(back.position)
                 run.guard.load_state_dict(back.guard)
@@ -231,15 +238,17 @@ def start(run: Run, config: Config, checkpoint: Path | None, changes: Sequence[C
         run.metrics.truncate(0)  # what a run that died before its first checkpoint has left
         begin_metrics(run, config)
         return
-    own = checkpoint.parent.resolve() == run.checkpoints.resolve()
+    own = is_own(checkpoint, run.folder)
     try:
         into = None if run.sharded is None else held_tensors(run)[0]
         restore(run, load_checkpoint(checkpoint, into), same_folder=own)
     except DataError as error:
         raise about_changed_files(error, changes) from error
+    run.processes.told(lambda: set_later_aside(checkpoint) if own else None)
     if run.processes.leads:
         record_resume(run.folder, checkpoint, run.state.step, changes)
     if not own:
+        run.metrics.truncate(0)  # what an attempt that died before its first checkpoint has left
         begin_metrics(run, config)
     log.info("resumed from %s", checkpoint)
 

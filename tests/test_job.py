@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from smet_train import build, job
 from smet_train.config.schema import Config
-from smet_train.errors import CheckpointError, ConfigError
+from smet_train.errors import CheckpointError, ConfigError, DataError
 from smet_train.job import predict, run_training
 from smet_train.tracking.jsonl import read_events
 from smet_train.tracking.names import FIELDS, TIME_FIELDS
@@ -225,6 +226,77 @@ def test_going_back_inside_a_folder_sets_later_checkpoints_aside(quick_config: Q
     train(quick_config(f"checkpoint.resume={tmp_path}/checkpoints/step_00000003"), tmp_path)
     assert trace(tmp_path) == before
     assert (tmp_path / "checkpoints" / "superseded_00000006").is_dir()
+
+
+def test_the_command_that_went_back_goes_on_from_what_came_of_it(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick_config("train.steps=8", "checkpoint.interval=2", "checkpoint.keep=10")
+    train(config, tmp_path)
+    before = trace(tmp_path)
+    config.checkpoint.resume = f"{tmp_path}/checkpoints/step_00000002"
+    with monkeypatch.context() as patch:
+        crash_at(patch, 5)
+        with pytest.raises(Crash):
+            run_training(config, tmp_path)
+    assert "resumed     at step 4" in train(config, tmp_path)
+    assert trace(tmp_path) == before
+    assert "This run is finished at step 8" in train(config, tmp_path)
+
+
+@pytest.mark.parametrize("overrides", [["seed=5"], ["tracking.map_layer=nothing*"]])
+def test_a_refused_command_leaves_the_run_as_it_is(
+    quick_config: QuickConfig, tmp_path: Path, overrides: list[str]
+) -> None:
+    train(quick_config(), tmp_path)
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
+    back = f"checkpoint.resume={tmp_path}/checkpoints/step_00000003"
+    with pytest.raises((CheckpointError, ConfigError)):
+        run_training(quick_config("train.steps=8", back, *overrides), tmp_path)
+    found = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert found == kept
+
+
+def test_settings_of_other_data_do_not_take_the_place_of_those_that_a_run_goes_on_with(
+    quick_config: QuickConfig, tmp_path: Path, documents: Callable[..., list[str]]
+) -> None:
+    for name, seed in (("own", 1), ("other", 2)):
+        (tmp_path / f"{name}.txt").write_text("\n".join(documents(300, seed=seed)))
+    own, other = (
+        quick_config(
+            "data=text", f"data.files=['{tmp_path}/{name}.txt']", "data.text_unit=line", f"train.steps={steps}"
+        )
+        for name, steps in (("own", 6), ("other", 8))
+    )
+    train(own, tmp_path / "run")
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(DataError, match="the data has changed since the checkpoint was written"):
+        run_training(other, tmp_path / "run")
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+def test_a_run_from_another_one_that_dies_before_its_first_checkpoint_has_every_event_once(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(quick_config(), tmp_path / "first")
+    config = quick_config(f"checkpoint.resume={tmp_path}/first/checkpoints/step_00000003", "checkpoint.interval=0")
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        crash_at(patch, 5)
+        with pytest.raises(Crash):
+            run_training(config, tmp_path / "broken")
+    train(config, tmp_path / "broken")
+    assert trace(tmp_path / "broken") == trace(tmp_path / "whole")
+
+
+def test_a_finished_run_without_checkpoints_keeps_its_record(quick_config: QuickConfig, tmp_path: Path) -> None:
+    train(quick_config(), tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert "This run is finished at step 6" in train(quick_config(), tmp_path)
+    with pytest.raises(CheckpointError, match="was finished at step 6, and its checkpoints are gone"):
+        run_training(quick_config("train.steps=8"), tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_never_refuses_a_folder_with_a_run(quick_config: QuickConfig, tmp_path: Path) -> None:

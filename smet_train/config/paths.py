@@ -66,8 +66,14 @@ def check_files(config: Config, run_folder: Path) -> None:
     if config.data.tokenizer.file is not None and not (run_folder / "tokenizer.json").is_file():
         _check_json("data.tokenizer.file", config.data.tokenizer.file, "a tokenizer.json")
     # A run that goes on has its own weights, and those that it began from may be gone.
-    goes_on = config.checkpoint.resume not in ("auto", "never") or any((run_folder / "checkpoints").glob("step_*"))
-    if config.model.init_from is not None and not goes_on:
+    resume, has_begun = config.checkpoint.resume, any((run_folder / "checkpoints").glob("step_*"))
+    elsewhere = resume not in ("auto", "never")
+    if elsewhere and not has_begun and not Path(resume).expanduser().exists():
+        raise ConfigError(
+            f"checkpoint.resume={resume} does not exist; write auto, never, or the path of a checkpoint such as "
+            "<run folder>/checkpoints/step_00000500"
+        )
+    if config.model.init_from is not None and not elsewhere and not has_begun:
         check_source(config)
     if config.model.config_file is not None:
         _check_json("model.config_file", config.model.config_file, "a transformers config.json")

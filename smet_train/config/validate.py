@@ -1,6 +1,5 @@
 """Checks that need no model and no data. Each error names the key, its value, what is allowed and what to write."""
 
-from pathlib import Path
 from typing import Any
 
 from smet_train.config.densities import parse_densities
@@ -71,8 +70,6 @@ def validate(config: Config) -> None:
     _check_patterns(config)
     _check_data(config.data)
     _check_tracking(config.tracking)
-    if config.checkpoint.resume not in ("auto", "never"):
-        _check_path("checkpoint.resume", config.checkpoint.resume, "auto, never, or the path of a checkpoint")
 
 
 def check_processes(config: Config, processes: int) -> None:
@@ -99,6 +96,11 @@ def check_processes(config: Config, processes: int) -> None:
 def _check_fused_step(config: Config) -> None:
     if not config.train.fused_backward_step:
         return
+    if config.train.max_loss_rise is not None:
+        raise ConfigError(
+            "train.fused_backward_step=true has updated the weights before the loss is judged, so that "
+            f"train.max_loss_rise={config.train.max_loss_rise:g} can't pass a batch over; leave one of them out"
+        )
     if config.optimizer.grad_clip:
         raise ConfigError(
             f"train.fused_backward_step=true frees each gradient before the next is made, but optimizer.grad_clip="
@@ -288,8 +290,3 @@ def _check_data(data: DataConfig) -> None:
             f"data.tokenizer.file={data.tokenizer.file} and data.tokenizer.hub_name={data.tokenizer.hub_name} are both "
             "given; leave one of them out"
         )
-
-
-def _check_path(key: str, path: str, allowed: str) -> None:
-    if not Path(path).expanduser().exists():
-        raise ConfigError(f"{key}={path} does not exist; write {allowed}")

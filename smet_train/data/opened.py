@@ -22,10 +22,13 @@ class Damaged(ValueError):
 
 def _open_zip(raw: Any) -> Any:
     archive = zipfile.ZipFile(raw)
-    names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-    if len(names) != 1:
-        raise Damaged(f"it holds {len(names)} files, where one is read; unpack it, or pack each file by itself")
-    return archive.open(names[0])
+    # What macOS packs beside each file is no file of anyone's.
+    files = [entry for entry in archive.infolist() if not entry.is_dir() and not entry.filename.startswith("__MACOSX/")]
+    if len(files) != 1:
+        raise Damaged(f"it holds {len(files)} files, where one is read; unpack it, or pack each file by itself")
+    if files[0].flag_bits & 1:
+        raise Damaged("its file is encrypted; unpack it")
+    return archive.open(files[0])
 
 
 def _open_arrow(raw: Any, codec: str) -> Any:

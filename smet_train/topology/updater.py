@@ -293,7 +293,10 @@ class TopologyUpdater:
             CheckpointError: if the bits are of other layers.
         """
         self.last_step = int(state["last_step"])
-        if self.exploration is None or not tensors:
+        if self.exploration is not None and not tensors:
+            log.warning("sites ever active are not told: the checkpoint was written without them")
+            self.exploration = None
+        if self.exploration is None:
             return
         held = self.exploration.bits
         if held.keys() != tensors.keys() or any(held[name].shape != tensors[name].shape for name in held):

@@ -65,21 +65,31 @@ class JsonlSink:
         Raises:
             SmetError: if the line can't be written (disk full).
         """
-        line = to_line(event).encode()
+        line = to_line(event).encode(errors="backslashreplace")  # of a file's name that is not UTF-8; JSON all the same
         try:
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise SmetError(
-                f"{self.path} can't be written: {error}; make room and start the same command again, which goes on "
-                "from the newest checkpoint",
-                exit_status=1,
-            ) from error
+            raise self._unwritable(error) from error
 
     def position(self) -> int:
-        """Size of the file in bytes, with everything in it on disk."""
-        os.fsync(self._file.fileno())
+        """Size of the file in bytes, with everything in it on disk.
+
+        Raises:
+            SmetError: if it can't be brought there (disk full, where a network's disk tells it late).
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from error
         return self._file.tell()
+
+    def _unwritable(self, error: OSError) -> SmetError:
+        return SmetError(
+            f"{self.path} can't be written: {error}; make room and start the same command again, which goes on from "
+            "the newest checkpoint",
+            exit_status=1,
+        )
 
     def truncate(self, position: int) -> None:
         """Cut off what was written after a checkpoint, so that a resumed run writes the file of an unbroken one."""

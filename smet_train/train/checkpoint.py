@@ -103,7 +103,7 @@ def save_checkpoint(folder: Path, step: int, snapshot: Snapshot, keep: Keep, pro
             files.remove_leftovers(folder)
         raise
     if processes.leads:
-        _rotate(folder, keep)
+        _rotate(folder, keep, target)
     return target
 
 
@@ -149,8 +149,10 @@ def _finish(working: Path, target: Path, step: int, snapshot: Snapshot, parts: M
     files.publish(working, target)
 
 
-def _rotate(folder: Path, keep: Keep) -> None:
+def _rotate(folder: Path, keep: Keep, written: Path) -> None:
     for old in keep.doomed(checkpoint_steps(folder)):
+        if checkpoint_path(folder, old) == written:  # in inspect/, where an earlier attempt may have come further
+            continue
         try:
             files.remove_folder(checkpoint_path(folder, old))
         except OSError as error:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from smet_train.errors import DataError, SmetError
+from smet_train.errors import CheckpointError, DataError, SmetError
 from smet_train.sparse.ledger import count_parameters, measure
 from smet_train.sparse.shards import is_sharded
 from smet_train.tracking.resources import memory_use
@@ -103,7 +103,10 @@ def read_ahead(run: Run) -> bool:
         return True
     except DataError:
         if run.state.step > 0:
-            save(run, last=True)
+            try:
+                save(run, last=True)
+            except CheckpointError as error:  # the bad file is what the run ends by
+                log.warning("%s", error)
         raise
 
 
@@ -297,6 +300,8 @@ def finish(run: Run) -> str:
     complete = run.finished and (run.state.evaluated_step == run.state.step or evaluate(run))
     if complete:
         report(run, run.spikes.finish())
+    else:
+        asked_to_stop(run)  # by another process perhaps, in the middle of the evaluation
     report_memory(run)
     reason = "finished" if complete else str(run.stop.reason)
     report_end(run, reason)

@@ -45,9 +45,18 @@ def go_back(run: Run, what: str) -> NoReturn:
     note_incident(run, what, "ending")
     tried = f"after going back {run.guard.rollbacks} times" if newest else "and there is no checkpoint to go back to"
     raise TrainingError(
-        f"step {step}: {what}, {tried}; lower optimizer.lr or look at the data, and start the same command again to "
-        f"go on from the newest checkpoint. The bad state {kept}",
+        f"step {step}: {what}, {tried}; {_advice(run.folder if newest else None)}. The bad state {kept}",
         exit_status=1,
+    )
+
+
+def _advice(folder: Path | None) -> str:
+    """What to do about bad numbers; ``folder``: of the run, if it has a checkpoint to go on from."""
+    if folder is None:
+        return "lower optimizer.lr or look at the data, and start again"
+    return (
+        f"lower optimizer.lr in a new run that begins here, by checkpoint.resume={folder}, or look at the data and "
+        "start the same command again to go on from the newest checkpoint"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 from smet_train.errors import CheckpointError
@@ -10,6 +11,8 @@ from smet_train.train.checkpoint import checkpoint_path, checkpoint_steps, load_
 
 log = logging.getLogger(__name__)
 
+_LONGEST_END_BYTES = 1 << 16  # of a file of metrics, with its last line in it
+
 
 def choose_checkpoint(resume: str, run_folder: Path, *, check_all: bool = False) -> Path | None:
     """The checkpoint to start from, or None to start at step 0. It is as it was written, by its checksums.
@@ -17,7 +20,7 @@ def choose_checkpoint(resume: str, run_folder: Path, *, check_all: bool = False)
     ``auto`` takes the newest good one of the run folder. ``never`` takes none. A path names a checkpoint, or a run
     folder whose newest good one is taken; once the run has checkpoints of its own that are not older in origin, it goes
     on from those, so that the same command typed again after a crash loses nothing, whatever has become of the other
-    checkpoint. A path inside the run folder goes back to it, and the later checkpoints are set aside.
+    checkpoint. A path inside the run folder goes back to it, once; see :func:`set_later_aside`.
 
     Args:
         check_all: check every checkpoint of the folder and warn of each that can't be used, not only down to the first
@@ -39,19 +42,24 @@ def choose_checkpoint(resume: str, run_folder: Path, *, check_all: bool = False)
         return newest_good(own_folder, check_all=check_all, own=True)
     path = Path(resume).expanduser()
     inside = own_folder.resolve() in (path.resolve(), path.resolve().parent, path.resolve() / "checkpoints")
-    own = None if inside else newest_good(own_folder, check_all=check_all, own=True)
-    if own is not None:
+    own = newest_good(own_folder, check_all=check_all, own=not inside)
+    if own is not None and not inside:
         log.warning("going on from %s, which this run wrote after it had started from %s", own, path)
+        return own
+    if own is not None and _has_gone_back(own, path):
+        log.warning(
+            "going on from %s, which this run wrote after it had gone back to %s; to go back once more, move the later "
+            "checkpoints away",
+            own,
+            path,
+        )
         return own
     if not path.exists():
         raise CheckpointError(
             f"checkpoint.resume={path} does not exist; write auto, never, or the path of a checkpoint such as "
             "<run folder>/checkpoints/step_00000500"
         )
-    named = find_checkpoint(path, check_all=check_all)
-    if inside:
-        _set_later_aside(named)
-    return named
+    return find_checkpoint(path, check_all=check_all)
 
 
 def newest_good(folder: Path, *, check_all: bool, own: bool) -> Path | None:
@@ -139,8 +147,24 @@ def _set_aside(path: Path, instead_of_step: str) -> Path:
         ) from error
 
 
-def _set_later_aside(path: Path) -> None:
-    """Keep later checkpoints of the same folder, under a name that is never resumed from."""
+def _has_gone_back(newest: Path, path: Path) -> bool:
+    """Whether the run that wrote ``newest`` had been told to go on from ``path``, and has come further."""
+    told = load_plain(newest).get("config", {}).get("checkpoint", {}).get("resume")
+    return told is not None and Path(told).expanduser().resolve() == path.resolve() != newest.resolve()
+
+
+def is_own(checkpoint: Path, run_folder: Path) -> bool:
+    """Whether ``checkpoint`` was written by the run of ``run_folder``."""
+    return checkpoint.parent.resolve() == (run_folder / "checkpoints").resolve()
+
+
+def set_later_aside(path: Path) -> None:
+    """Keep checkpoints of the same folder later than ``path``, from which a run goes on, under a name that is never
+    resumed from.
+
+    Raises:
+        CheckpointError: if one can't be renamed.
+    """
     chosen = int(path.name.removeprefix("step_"))
     for step in checkpoint_steps(path.parent):
         if step > chosen:
@@ -150,15 +174,36 @@ def _set_later_aside(path: Path) -> None:
 
 
 def is_finished(run_folder: Path, checkpoint: Path | None, total_steps: int) -> bool:
-    """Whether the run reached ``total_steps`` and wrote down its end."""
-    if checkpoint is None or int(load_plain(checkpoint)["step"]) < total_steps:
-        return False
-    metrics = run_folder / "metrics.jsonl"
-    if not metrics.is_file():
-        return False
-    lines = metrics.read_text(encoding="utf-8").splitlines()
+    """Whether the run reached ``total_steps`` and wrote down its end; its checkpoints may be gone since."""
+    step = finished_step(run_folder) if checkpoint is None else int(load_plain(checkpoint)["step"])
+    return step is not None and step >= total_steps and finished_step(run_folder) is not None
+
+
+def finished_step(run_folder: Path) -> int | None:
+    """The last step of a run that wrote down that it was finished; None of another one."""
     try:
+        with (run_folder / "metrics.jsonl").open("rb") as metrics:
+            metrics.seek(max(0, metrics.seek(0, os.SEEK_END) - _LONGEST_END_BYTES))
+            lines = metrics.read().splitlines()
         last = json.loads(lines[-1]) if lines else {}
-    except ValueError:
-        return False
-    return last.get("event") == "end" and last.get("reason") == "finished"
+    except (FileNotFoundError, ValueError):
+        return None
+    finished = last.get("event") == "end" and last.get("reason") == "finished"
+    return int(last["step"]) if finished else None
+
+
+def refuse_to_overwrite(run_folder: Path, checkpoint: Path | None, total_steps: int) -> None:
+    """Look whether a run that begins in ``run_folder`` would overwrite the record of a finished one.
+
+    Args:
+        checkpoint: of another run, from which it begins; None: it begins at step 0.
+
+    Raises:
+        CheckpointError: if it would.
+    """
+    step = finished_step(run_folder)
+    if step is not None and not (checkpoint is None and step >= total_steps):
+        raise CheckpointError(
+            f"{run_folder} holds a run that was finished at step {step}, and its checkpoints are gone; restore one to "
+            "go on from it, or give another folder with hydra.run.dir=..."
+        )

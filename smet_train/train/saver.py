@@ -80,7 +80,11 @@ class Saver:
             self._processes.told(lambda: self._save(step, snapshot, ALONE, last=last))
 
     def _save(self, step: int, snapshot: Snapshot, writers: Processes, *, last: bool) -> None:
-        self._settle()
+        earlier: Exception | None = None
+        if last:
+            earlier = self._told_before_the_last()
+        else:
+            self._settle()
         if self._asynchronous and not last:
             self._copies = {part: self._copied(part, held) for part, held in snapshot.held.items()}
             copied = Snapshot(snapshot.tensors, json.loads(json.dumps(snapshot.plain)), self._copies)
@@ -91,6 +95,8 @@ class Saver:
         else:
             self._write(step, snapshot, writers)
             self._settle(must=last)
+            if earlier is not None:
+                raise earlier
 
     def _copied(self, part: str, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies of ``held`` on the CPU, in the memory of the copies before where they are alike."""
@@ -102,6 +108,17 @@ class Saver:
                 copy = torch.empty(tensor.shape, dtype=tensor.dtype)
             copies[name] = copy.copy_(tensor.detach())
         return copies
+
+    def _told_before_the_last(self) -> Exception | None:
+        """Wait for what is being written. If the disk refused it, the last state may fit nevertheless: a warning. Any
+        other error is returned."""
+        self._wait()
+        error, self._error = self._error, None
+        if not isinstance(error, CheckpointError):
+            return error
+        if not error.told:
+            log.warning("%s (the last one is written nevertheless)", error)
+        return None
 
     def _settle(self, *, must: bool = False) -> None:
         """Wait for what is being written; say or raise what went wrong with it."""

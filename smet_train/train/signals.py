@@ -29,15 +29,17 @@ class StopRequest:
     def __init__(self, budget_s: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._ends_s = None if budget_s is None else clock() + budget_s
-        self._signal: str | None = None
+        self._signal: str | None = None  # that this process was sent
+        self._taken: str | None = None  # from another process, or the end of the budget
         self._previous: dict[signal.Signals, object] = {}
 
     @property
     def reason(self) -> str | None:
         """The signal's name or "train.max_hours"; None as long as the run may go on."""
-        if self._signal is None and self._ends_s is not None and self._clock() >= self._ends_s:
+        known = self._taken or self._signal
+        if known is None and self._ends_s is not None and self._clock() >= self._ends_s:
             return _BUDGET
-        return self._signal
+        return known
 
     @property
     def code(self) -> int:
@@ -45,9 +47,9 @@ class StopRequest:
         return _REASONS.index(self.reason)
 
     def take(self, code: int) -> None:
-        """Stop for the reason that another process has."""
-        if self._signal is None and code:
-            self._signal = _REASONS[code]
+        """Stop for the reason that another process has. A signal that this one is sent afterwards is its first."""
+        if self._taken is None and code:
+            self._taken = _REASONS[code]
 
     def arm(self) -> None:
         """From here on a signal is noted instead of ending the process."""

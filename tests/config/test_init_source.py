@@ -86,6 +86,16 @@ def test_it_is_looked_at_before_a_run_begins_and_not_when_it_goes_on(tmp_path: P
     check_files(config, tmp_path / "run")
 
 
+def test_a_checkpoint_to_start_from_is_looked_for_before_a_run_has_its_own(tmp_path: Path) -> None:
+    config = compose([f"checkpoint.resume='{tmp_path}/nowhere'"])
+    with pytest.raises(
+        ConfigError, match=r"checkpoint\.resume=.*nowhere does not exist; write auto, never, or the path"
+    ):
+        check_files(config, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step_00000003").mkdir(parents=True)
+    check_files(config, tmp_path / "run")
+
+
 def test_the_path_is_seen_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert with_absolute_paths(begin(Path("there"))).model.init_from == f"{tmp_path}/there"

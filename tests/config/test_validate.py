@@ -121,7 +121,10 @@ def test_micro_batches_divide_the_batch_or_the_message_names_those_that_do(batch
         ({"data__source": DataSource.hub}, "data.source=hub needs data.name"),
         ({"data__source": DataSource.jsonl, "data__files": ["a"], "data__name": "b"}, "data.name=b is not read"),
         ({"data__tokenizer__file": "a", "data__tokenizer__hub_name": "b"}, "are both given; leave one of them out"),
-        ({"checkpoint__resume": "/not/there"}, "checkpoint.resume=/not/there does not exist"),
+        (
+            {"train__fused_backward_step": True, "train__max_loss_rise": 2.0},
+            "can't pass a batch over; leave one of them",
+        ),
         ({"data__split": " "}, "data.split=  is empty"),
         ({"data__source": DataSource.text, "data__files": [""]}, "data.files=[] is empty"),
         ({"tracking__wandb_project": ""}, "tracking.wandb_project='' is empty"),

@@ -268,3 +268,12 @@ def test_the_ledger_tells_what_an_update_holds() -> None:
     updater.rules = MoveRules(grow="gradient")
     # the largest layer at once, and per site to grow an index and a score
     assert updater.ledger()[1].bytes == 96 * 4 + (12 + 12 + 1) * (4 + 4)
+
+
+def test_sites_ever_active_are_not_told_of_a_run_that_has_not_kept_them(caplog: pytest.LogCaptureFixture) -> None:
+    """What the topology had seen before is unknown, and a count from here on would be another figure."""
+    _, updater = build()
+    updater.load_state_dict({"last_step": 0, "ever_active": 0}, {})
+    assert updater.exploration is None
+    assert updater.tensors() == {}
+    assert "sites ever active are not told" in caplog.text

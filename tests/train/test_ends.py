@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,49 @@ def test_a_source_that_fails_leaves_the_steps_until_then_saved(
     assert (last["event"], last["step"], last["reason"]) == ("end", 4, "DataError: the connection is lost")
     train(config, tmp_path / "broken")
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+
+
+def test_a_source_that_fails_is_told_though_the_save_then_fails_too(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Full(files.Disk):
+        def create(self, path: Path) -> Any:
+            raise OSError(errno.ENOSPC, f"No space left on device: {path}")
+
+    real, calls = TokenWindows.__next__, 0
+
+    def fail_later(windows: TokenWindows) -> list[int]:
+        nonlocal calls
+        calls += 1
+        if calls > 4 * 4 + 2:
+            monkeypatch.setattr(files, "disk", Full())
+            raise DataError("café\udce9.txt line 7: it is not JSON")  # a name that is not UTF-8
+        return real(windows)
+
+    monkeypatch.setattr(TokenWindows, "__next__", fail_later)
+    config = quick_config("checkpoint.interval=0", "data.prefetch_batches=0")
+    with pytest.raises(DataError, match="line 7: it is not JSON"):
+        run_training(config, tmp_path)
+    assert "the checkpoint of step 4 could not be written" in caplog.text
+    last = read_events(tmp_path / "metrics.jsonl")[-1]
+    assert (last["event"], last["reason"]) == ("end", "DataError: café\udce9.txt line 7: it is not JSON")
+
+
+def test_a_metrics_file_that_can_not_be_flushed_ends_the_run_in_one_message(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a network's disk tells only then that it is full."""
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("metrics.jsonl"):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(SmetError, match=r"metrics.jsonl can't be written: .*quota exceeded; make room") as told:
+        run_training(quick_config(), tmp_path)
+    assert told.value.exit_status == 1
 
 
 def test_a_metrics_file_that_can_not_be_written_ends_the_run_in_one_message(

@@ -7,7 +7,7 @@ import pytest
 from smet_train.errors import CheckpointError
 from smet_train.train import files
 from smet_train.train.checkpoint import Keep, checkpoint_steps, save_checkpoint
-from smet_train.train.resume import choose_checkpoint, is_finished
+from smet_train.train.resume import choose_checkpoint, is_finished, refuse_to_overwrite, set_later_aside
 from smet_train.train.snapshot import Snapshot
 
 
@@ -46,9 +46,41 @@ def test_once_a_run_has_checkpoints_of_its_own_it_goes_on_from_them(tmp_path: Pa
 def test_going_back_sets_later_checkpoints_aside(tmp_path: Path) -> None:
     run_with(tmp_path, 5, 10, 15)
     assert choose_checkpoint(str(step_path(tmp_path, 5)), tmp_path) == step_path(tmp_path, 5)
+    assert checkpoint_steps(tmp_path / "checkpoints") == [5, 10, 15]  # not before the run goes on
+    set_later_aside(step_path(tmp_path, 5))
     assert checkpoint_steps(tmp_path / "checkpoints") == [5]
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step_00000005", "superseded_00000010", "superseded_00000015"]
+
+
+def test_a_run_goes_back_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The command that it went back by, typed again after a crash, goes on from what came of it."""
+    run_with(tmp_path, 5)
+    back = str(step_path(tmp_path, 5))
+    for step in (6, 7):
+        plain = {"step": step, "config": {"checkpoint": {"resume": back}}}
+        save_checkpoint(tmp_path / "checkpoints", step, Snapshot({}, plain), Keep(2))
+    assert not Path(back).exists()  # deleted by rotation
+    assert choose_checkpoint(back, tmp_path) == step_path(tmp_path, 7)
+    assert f"which this run wrote after it had gone back to {back}" in caplog.text
+    other = str(step_path(tmp_path, 6))
+    assert choose_checkpoint(other, tmp_path) == Path(other)  # to which it has not gone back
+    assert choose_checkpoint(str(step_path(tmp_path, 7)), tmp_path) == step_path(tmp_path, 7)
+
+
+def test_the_record_of_a_finished_run_is_not_overwritten(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    events = [{"event": "train", "step": step} for step in range(5000)]
+    lines = [json.dumps(event) for event in [*events, {"event": "end", "step": 10, "reason": "finished"}]]
+    metrics.write_text("\n".join(lines) + "\n")
+    assert is_finished(tmp_path, None, 10)
+    refuse_to_overwrite(tmp_path, None, 10)
+    told = "holds a run that was finished at step 10, and its checkpoints are gone; restore one"
+    for checkpoint, steps in ((None, 20), (tmp_path / "other" / "checkpoints" / "step_00000005", 10)):
+        with pytest.raises(CheckpointError, match=told):
+            refuse_to_overwrite(tmp_path, checkpoint, steps)
+    metrics.write_text("\n".join(lines[:-1]) + "\n")
+    refuse_to_overwrite(tmp_path, None, 20)
 
 
 def test_a_path_that_is_not_there_says_what_to_write(tmp_path: Path) -> None:
@@ -70,7 +102,7 @@ def test_finished_means_all_steps_taken_and_the_end_written_down(tmp_path: Path)
         metrics.write_text("\n".join(lines))
         return is_finished(tmp_path, path, 10)
 
-    end = json.dumps({"event": "end", "reason": "finished"})
+    end = json.dumps({"event": "end", "step": 10, "reason": "finished"})
     assert not is_finished(tmp_path, None, 10)
     assert not is_finished(tmp_path, path, 10)  # no metrics
     assert ended("{}", end)
@@ -142,7 +174,7 @@ def test_a_checkpoint_that_can_not_be_set_aside_is_an_error(tmp_path: Path, monk
     monkeypatch.setattr(files, "disk", ReadOnly())
     told = r"step_00000010 must not be gone on from, but can't be renamed: .*Read-only file system; make its folder"
     with pytest.raises(CheckpointError, match=told) as caught:
-        choose_checkpoint(str(step_path(tmp_path, 5)), tmp_path)
+        set_later_aside(step_path(tmp_path, 5))
     assert caught.value.exit_status == 1
     damage(step_path(tmp_path, 10))
     with pytest.raises(CheckpointError, match=told):

@@ -10,7 +10,7 @@ import torch
 
 from smet_train.errors import CheckpointError
 from smet_train.train import checkpoint, files, saver
-from smet_train.train.checkpoint import Keep, checkpoint_steps, load_checkpoint
+from smet_train.train.checkpoint import Keep, checkpoint_steps, load_checkpoint, save_checkpoint
 from smet_train.train.saver import Saver
 from smet_train.train.snapshot import Snapshot
 
@@ -101,8 +101,33 @@ def test_a_failed_save_may_be_a_warning_but_not_the_last(
     assert not writer.has(2)
     with pytest.raises(CheckpointError, match="step 4 could not be written"):
         writer.save(4, Snapshot({}, {}), last=True)
-    assert len([record for record in caplog.records if "training goes on" in record.message]) == 1
+    told = "the last one is written nevertheless" if asynchronous else "training goes on"
+    assert len([record for record in caplog.records if told in record.message]) == 1
     assert checkpoint_steps(tmp_path) == [1]
+
+
+def test_the_last_state_is_written_though_the_save_before_it_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that was full for a moment costs no more than one save, in the background too."""
+    writer = Saver(tmp_path, Keep(2), asynchronous=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "disk", Full())
+        writer.save(1, Snapshot({}, {}))
+        assert not writer.has(1)
+    writer.save(2, Snapshot({}, {}), last=True)
+    assert checkpoint_steps(tmp_path) == [2]
+    assert "step 1 could not be written" in caplog.text
+    writer.save(3, Snapshot({"model": {"z": torch.zeros(2, dtype=torch.complex64)}}, {}))
+    with pytest.raises(KeyError):
+        writer.save(4, Snapshot({}, {}), last=True)
+    assert checkpoint_steps(tmp_path) == [2, 4]
+
+
+def test_what_is_written_is_kept_though_a_later_step_is_there(tmp_path: Path) -> None:
+    """As beside the checkpoints, where the bad state of an attempt is kept that came less far than the one before."""
+    for step in (900, 700):
+        assert save_checkpoint(tmp_path, step, Snapshot({}, {}), Keep(1)).is_dir()
 
 
 def test_what_is_no_error_of_the_disk_is_never_a_warning(tmp_path: Path) -> None:
