@@ -203,8 +203,8 @@ def test_a_zip_archive_holds_one_file(tmp_path: Path, names: list[str]) -> None:
         archive.writestr("__MACOSX/corpus/._a.txt", "attributes")
     assert b"".join(read_chunks(str(path))) == b"the one"
     content = bytearray(path.read_bytes())
-    name = content.rindex(b"corpus/a.txt")  # in the directory at the end, whose entries have flags 38 bytes before
-    content[name - 38] |= 1
+    place = content.rindex(b"corpus/a.txt")  # in the directory at the end, whose entries have flags 38 bytes before
+    content[place - 38] |= 1
     path.write_bytes(content)
     with pytest.raises(Damaged, match="its file is encrypted; unpack it"):
         list(read_chunks(str(path)))
