@@ -1,5 +1,7 @@
 """The closing summary of a run, from its metrics.jsonl alone."""
 
+from array import array
+from collections import deque
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -7,14 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from smet_train.tracking.jsonl import read_events
+from smet_train.tracking.jsonl import each_event
 
 _LAST_STEPS = 10
 _COMPARABLE_BYTES = 2**27  # below, a process has more in threads and compiled code than in the tensors of its model
-
-
-def _numbers(events: list[dict[str, Any]], key: str) -> list[float]:
-    return [float(event[key]) for event in events if event.get(key) is not None]
 
 
 def run_summary(run_folder: Path) -> dict[str, Any]:
@@ -22,34 +20,42 @@ def run_summary(run_folder: Path) -> dict[str, Any]:
 
     Losses are in nats a token. ``train_loss`` is the mean of the last 10 steps, ``eval_loss`` the last validation loss,
     of step ``eval_step``, and ``first_eval_loss`` the first, if there are two. ``spikes`` has, for each source of
-    losses, the number of measured updates and the mean and largest spike.
+    losses, the number of measured updates and the mean and largest spike. Of each step no more than its speed is held.
     """
     path = run_folder / "metrics.jsonl"
-    events = read_events(path) if path.is_file() else []
-    by_kind: dict[str, list[dict[str, Any]]] = {}
-    for event in events:
-        by_kind.setdefault(event["event"], []).append(event)
-    summary: dict[str, Any] = {"topology_updates": len(by_kind.get("topology", [])), "spikes": {}}
-    if steps := by_kind.get("train"):
-        summary["step"] = steps[-1]["step"]
-        summary["tokens"] = steps[-1]["tokens"]
-        summary["train_loss"] = fmean(_numbers(steps[-_LAST_STEPS:], "loss"))
-        summary["tokens_per_s"] = median(_numbers(steps, "tokens_per_s"))
-    if evals := by_kind.get("eval"):
+    speeds, losses = array("d"), deque[float](maxlen=_LAST_STEPS)
+    evals: list[dict[str, Any]] = []
+    spikes: dict[str, list[float]] = {"train": [], "probe": []}
+    summary: dict[str, Any] = {"topology_updates": 0, "spikes": {}}
+    for event in each_event(path) if path.is_file() else ():
+        kind = event["event"]
+        if kind == "train":
+            summary["step"], summary["tokens"] = event["step"], event["tokens"]
+            losses.append(float(event["loss"]))  # a text where it is not finite
+            speeds.append(float(event["tokens_per_s"]))
+        elif kind == "eval":
+            evals = [*evals[:1], event]
+        elif kind == "topology":
+            summary["topology_updates"] += 1
+        elif kind == "spike" and event["spike"] is not None:
+            spikes[event["source"]].append(float(event["spike"]))
+        elif kind == "run" and "method" not in summary:
+            summary.update({key: event[key] for key in ("method", "density", "beta2")})
+        elif kind == "memory":
+            summary["memory"] = event
+        elif kind == "end":
+            summary["reason"] = event["reason"]
+    if speeds:
+        summary["train_loss"] = fmean(losses)
+        summary["tokens_per_s"] = median(speeds)
+    if evals:
         summary["eval_loss"], summary["eval_step"] = float(evals[-1]["loss"]), evals[-1]["step"]
-        if len(evals) > 1:
-            summary["first_eval_loss"] = float(evals[0]["loss"])
         summary["perplexity"] = float(evals[-1]["perplexity"])
-    for source in ("train", "probe"):
-        spikes = _numbers([event for event in by_kind.get("spike", []) if event["source"] == source], "spike")
-        if spikes:
-            summary["spikes"][source] = {"count": len(spikes), "mean": fmean(spikes), "largest": max(spikes)}
-    if header := by_kind.get("run"):
-        summary.update({key: header[0][key] for key in ("method", "density", "beta2")})
-    if memory := by_kind.get("memory"):
-        summary["memory"] = memory[-1]
-    if end := by_kind.get("end"):
-        summary["reason"] = end[-1]["reason"]
+    if len(evals) > 1:
+        summary["first_eval_loss"] = float(evals[0]["loss"])
+    for source, found in spikes.items():
+        if found:
+            summary["spikes"][source] = {"count": len(found), "mean": fmean(found), "largest": max(found)}
     return summary
 
 

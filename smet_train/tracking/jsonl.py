@@ -23,22 +23,28 @@ def to_line(event: dict[str, Any]) -> str:
     return json.dumps(finite, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events of a metrics file; a last line torn by a crash is left out.
+def each_event(path: Path) -> Iterator[dict[str, Any]]:
+    """The events of a metrics file, one after the other; a last line torn by a crash is left out.
 
     Raises:
         ValueError: if a line other than the last is not a JSON object.
     """
-    lines = path.read_bytes().splitlines(keepends=True)
-    events = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            events.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number}: {error}") from error
-    return events
+    torn: ValueError | None = None
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if torn is not None:
+                raise torn
+            try:
+                event = dict(json.loads(line))
+            except (ValueError, TypeError) as error:
+                torn = ValueError(f"{path}, line {number}: {error}")
+                continue
+            yield event
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of a metrics file, see :func:`each_event`."""
+    return list(each_event(path))
 
 
 def events_until(path: Path, position: int) -> Iterator[dict[str, Any]]:

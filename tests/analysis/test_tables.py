@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,15 @@ def test_a_validation_loss_says_of_which_step_it_is(tmp_path: Path, eval_steps: 
     told = printed(print_summary, summary)
     assert text in told
     assert ("fell" in told) == (len(eval_steps) > 1)
+
+
+def test_numbers_that_are_not_finite_are_numbers(tmp_path: Path) -> None:
+    """They are texts in the file, as JSON has none."""
+    train = {"event": "train", "tokens": 8, "lr": 1.0, "grad_norm": 1.0}
+    events = [{**train, "step": step, "loss": "nan", "tokens_per_s": "inf"} for step in (1, 2)]
+    summary = run_summary(write_run(tmp_path, events))
+    assert math.isnan(summary["train_loss"])
+    assert summary["tokens_per_s"] == math.inf
 
 
 def test_a_folder_without_a_run_has_an_empty_summary(tmp_path: Path) -> None:
