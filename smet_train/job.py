@@ -29,7 +29,8 @@ from smet_train.config.plain import save_config
 from smet_train.config.plugins import load_plugins
 from smet_train.config.schema import Config
 from smet_train.config.validate import check_processes
-from smet_train.errors import DataError
+from smet_train.data.tokenizer import TextTokenizer
+from smet_train.errors import CheckpointError, DataError
 from smet_train.sparse.ledger import count_parameters, sparse_layers
 from smet_train.sparse_model import Backends, Vocabulary, explain_backends
 from smet_train.trackers import add_trackers, note_lines, publish_report
@@ -151,7 +152,7 @@ def _train(
     console.print("preparing the data …" if tokenizer_file else "preparing the data and its tokenizer …")
     with closing(build_shared_data(config, tokenizer_file, processes)) as data:
         if processes.leads:
-            data.tokenizer.save(run_folder, files.replace_text)
+            save_tokenizer(data.tokenizer, run_folder)
             if checkpoint is None:
                 save_config(config, run_folder / "config.yaml")
         backends = chosen_backends(config, checkpoint)
@@ -189,6 +190,22 @@ def _train(
             run.tracker.close()
     if processes.leads:
         close(console, run, reason, trackers)
+
+
+def save_tokenizer(tokenizer: TextTokenizer, run_folder: Path) -> None:
+    """Keep a copy in the run folder.
+
+    Raises:
+        CheckpointError: if it can't be written (disk full, no permission).
+    """
+    try:
+        tokenizer.save(run_folder, files.replace_text)
+    except OSError as error:
+        raise CheckpointError(
+            f"the tokenizer can't be kept in {run_folder}: {error}; make room or permission and start the same command "
+            "again",
+            exit_status=1,
+        ) from error
 
 
 def build_alike(build: Callable[[Backends], Run], backends: Backends, processes: Processes) -> Run:

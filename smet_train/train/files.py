@@ -177,13 +177,22 @@ def read_checksum(path: Path) -> Written:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write ``path``, which at any moment is the old file or the new one."""
+    """Write ``path``, which at any moment is the old file or the new one.
+
+    Raises:
+        OSError: if it can't be written; what was written of it is removed as far as possible.
+    """
     part = path.with_name(f"{_WORKING}{path.name}")
     with suppress(FileNotFoundError):
         disk.remove_file(part)
-    write(part, iter([text.encode()]))
-    disk.rename(part, path)
-    disk.sync(path.parent)
+    try:
+        write(part, iter([text.encode()]))
+        disk.rename(part, path)
+        disk.sync(path.parent)
+    except OSError:
+        with suppress(OSError):
+            disk.remove_file(part)
+        raise
 
 
 def new_working_folder(target: Path) -> Path:

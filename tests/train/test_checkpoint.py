@@ -231,6 +231,7 @@ def test_a_text_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="No space left"):
         files.replace_text(path, "new")
     assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["tokenizer.json"]
     monkeypatch.undo()
     files.replace_text(path, "new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["tokenizer.json"]

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from smet_train.config.schema import Config
 from smet_train.data.stream import TokenWindows
-from smet_train.errors import DataError, SmetError, TrainingError
+from smet_train.errors import CheckpointError, DataError, SmetError, TrainingError
 from smet_train.job import run_training
 from smet_train.tracking.jsonl import JsonlSink, read_events
 from smet_train.train import files, loop
@@ -82,6 +82,19 @@ def test_a_source_that_fails_is_told_though_the_save_then_fails_too(
     assert "the checkpoint of step 4 could not be written" in caplog.text
     last = read_events(tmp_path / "metrics.jsonl")[-1]
     assert (last["event"], last["reason"]) == ("end", "DataError: café\udce9.txt line 7: it is not JSON")
+
+
+def test_a_disk_that_is_full_from_the_beginning_is_one_message(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(files.Disk):
+        def create(self, path: Path) -> Any:
+            raise OSError(errno.ENOSPC, f"No space left on device: {path}")
+
+    monkeypatch.setattr(files, "disk", Full())
+    with pytest.raises(CheckpointError, match=r"the tokenizer can't be kept in .*No space left on device") as told:
+        run_training(quick_config(), tmp_path)
+    assert told.value.exit_status == 1
 
 
 def test_a_metrics_file_that_can_not_be_flushed_ends_the_run_in_one_message(
