@@ -47,6 +47,41 @@ AS_ONE = "tests/distributed/test_as_one.py -k 'smet_rigl or dense'"
 
 MUTANTS = [
     Mutant(
+        "a signal after the budget counts as the second one",
+        "train/signals.py",
+        "            self._taken = _REASONS[code]\n",
+        "            self._signal = _REASONS[code]\n",
+        "tests/train/test_signals_and_lock.py -k after_the_budget",
+    ),
+    Mutant(
+        "a save that failed keeps the last one from being written",
+        SAVER,
+        "        if last:\n            earlier = self._told_before_the_last()\n        else:\n            self._settle()\n",
+        "        self._settle()\n",
+        f"{SAVED} -k last_state",
+    ),
+    Mutant(
+        "a refused command replaces the settings of the run",
+        "job.py",
+        "            if checkpoint is None:\n                save_config",
+        "            if True:\n                save_config",
+        "tests/test_job.py -k take_the_place",
+    ),
+    Mutant(
+        "going back sets later checkpoints aside before anything is looked at",
+        RESUME,
+        "    return find_checkpoint(path, check_all=check_all)\n",
+        "    set_later_aside(find_checkpoint(path, check_all=check_all))\n    return find_checkpoint(path, check_all=check_all)\n",
+        "tests/test_job.py -k refused_command",
+    ),
+    Mutant(
+        "metrics of a broken attempt stay before those of the next",
+        "job.py",
+        "        run.metrics.truncate(0)  # what an attempt",
+        "        # what an attempt",
+        "tests/test_job.py -k dies_before",
+    ),
+    Mutant(
         "a last save that a run was killed after is not reported",
         LOOP,
         "    if saved_now or (run.finished and run.state.reported_step < run.state.step):",
@@ -150,8 +185,8 @@ MUTANTS = [
     Mutant(
         "a text is written in place",
         FILES,
-        "    disk.rename(part, path)\n    disk.sync(path.parent)\n",
-        "    path.write_text(text)\n    disk.remove_file(part)\n",
+        "        disk.rename(part, path)\n        disk.sync(path.parent)\n",
+        "        path.write_text(text)\n        disk.remove_file(part)\n",
         CHECKS,
     ),
     Mutant(
@@ -357,8 +392,8 @@ MUTANTS = [
     Mutant(
         "a failing source loses the steps since the last save",
         LOOP,
-        "        if run.state.step > 0:\n            save(run, last=True)\n        raise",
-        "        raise",
+        "                save(run, last=True)\n            except CheckpointError",
+        "                pass\n            except CheckpointError",
         "tests/train/test_ends.py",
     ),
     Mutant(

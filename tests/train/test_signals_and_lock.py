@@ -51,13 +51,17 @@ with StopRequest():
 @pytest.mark.parametrize("code", range(1, len(STOP_SIGNALS) + 2))
 def test_after_the_budget_or_a_stop_of_another_process_the_first_signal_is_the_first(code: int) -> None:
     """As SLURM's, sent a minute before a limit that train.max_hours is a little below of."""
-    with StopRequest(budget_s=0) as stop:
-        stop.arm()
-        stop.take(code)
-        told = stop.reason
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert stop.reason == told
-        assert stop.code == code
+    ends = f"""
+import os, signal
+from smet_train.train.signals import StopRequest
+with StopRequest(budget_s=0) as stop:
+    stop.arm()
+    stop.take({code})
+    told = stop.reason
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert (stop.reason, stop.code) == (told, {code})
+"""
+    assert killed(ends) == 0
 
 
 def test_a_second_signal_ends_at_once() -> None:
