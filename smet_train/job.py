@@ -147,7 +147,7 @@ def _train(
 ) -> None:
     """One attempt: from ``checkpoint`` on, or with the data and counts of ``back`` if the attempt before went wrong."""
     # A device that is not there is said before minutes go into data.
-    choose_device(config.train.device.name, "train.device=")
+    device = choose_device(config.train.device.name, "train.device=")
     tokenizer_file = find_tokenizer(run_folder, checkpoint)
     console.print("preparing the data …" if tokenizer_file else "preparing the data and its tokenizer …")
     with closing(build_shared_data(config, tokenizer_file, processes)) as data:
@@ -157,7 +157,7 @@ def _train(
                 save_config(config, run_folder / "config.yaml")
         backends = chosen_backends(config, checkpoint)
         planned, step_flops = predict(config, data.tokenizer, backends) if processes.leads else ({}, None)
-        import_what_steps_use()
+        import_what_steps_use(device.type)
         start_rss_bytes = memory_use(torch.device("cpu"))["rss_bytes"]
         build = partial(build_run, config, run_folder, data, stop, restores=checkpoint is not None, processes=processes)
         run = build_alike(build, backends, processes)

@@ -127,7 +127,7 @@ def measure_process(ours: bool, overrides: list[str], steps: int) -> dict[str, f
     torch.manual_seed(0)
     shape = (config.train.micro_batch_size, config.data.sequence_tokens + 1)
     batch = torch.randint(0, vocabulary.vocab_size, shape)
-    import_what_steps_use()  # both arms, as both have imported transformers
+    import_what_steps_use("cpu")  # both arms, as both have imported transformers
     before = peak_rss_bytes()
     if ours and config.train.release_freed_memory:
         release_freed_memory()

@@ -167,7 +167,15 @@ def prepare_tokenizer(
             f"data.tokenizer.vocab_size={vocab_size} is too small: {MIN_VOCAB_SIZE} is the least, for every byte and "
             "the end-of-text token"
         )
-    return _trained(_training_text(source, train_bytes, validation_fraction), vocab_size, cache_dir / "tokenizers")
+    trained = _trained(_training_text(source, train_bytes, validation_fraction), vocab_size, cache_dir / "tokenizers")
+    if trained.vocab_size < vocab_size:
+        log.warning(
+            "data.tokenizer.vocab_size=%d, but the text that trains the tokenizer gives no more than %d tokens: "
+            "that is the model's vocabulary",
+            vocab_size,
+            trained.vocab_size,
+        )
+    return trained
 
 
 def _training_text(source: Source, train_bytes: int, validation_fraction: float) -> list[str]:
@@ -201,13 +209,6 @@ def _trained(texts: list[str], vocab_size: int, folder: Path) -> TextTokenizer:
     size = human_bytes(sum(len(text.encode("utf-8", "surrogatepass")) for text in texts))
     log.info("tokenizer: training a byte-level BPE of %d tokens on %s of the source", vocab_size, size)
     tokenizer = TextTokenizer(_train(texts, vocab_size), END_OF_TEXT)
-    if tokenizer.vocab_size < vocab_size:
-        log.warning(
-            "data.tokenizer.vocab_size=%d, but the text that trains the tokenizer gives no more than %d tokens: "
-            "that is the model's vocabulary",
-            vocab_size,
-            tokenizer.vocab_size,
-        )
     # The name holds the hash of the content, so that damage shows.
     path = folder / f"{key}-{tokenizer.content_hash[:16]}.json"
     cache.store(path, lambda part: part.write_text(tokenizer.to_json(), encoding="utf-8"))

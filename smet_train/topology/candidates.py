@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from smet_train.sparse.dense import gather_values
+from smet_train.sparse.finite import is_finite
 from smet_train.sparse.layout import Layout
 from smet_train.sparse.linear import SparseLinear
 from smet_train.topology.scores import magnitude
@@ -63,11 +64,6 @@ def not_finite(layers: Iterable[str], best: Mapping[str, Best], at_active: Mappi
         (name in best and not best[name].finite) or (name in at_active and not is_finite(at_active[name]))
         for name in layers
     ]
-
-
-def is_finite(numbers: Tensor) -> bool:
-    """Without temporaries: the extremes are finite if and only if all are, as NaN passes through both."""
-    return numbers.numel() == 0 or all(bool(extreme.isfinite()) for extreme in torch.aminmax(numbers))
 
 
 def candidate_bytes(layer: SparseLinear, capacity: int) -> int:

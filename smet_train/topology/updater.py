@@ -10,13 +10,13 @@ from torch import Tensor
 
 from smet_train.errors import CheckpointError
 from smet_train.optim.smet_adamw import local_steps
+from smet_train.sparse.finite import is_finite
 from smet_train.sparse.layout import Layout
 from smet_train.sparse.ledger import LedgerRow
 from smet_train.sparse.linear import SparseLinear
 from smet_train.sparse.sampling import stream_key
 from smet_train.sparse.shards import local
 from smet_train.topology.apply import apply_move, apply_shrink, check_moved
-from smet_train.topology.candidates import is_finite
 from smet_train.topology.exploration import Exploration
 from smet_train.topology.group import ALONE, Group
 from smet_train.topology.ledger import move_count, topology_ledger

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from smet_train.sparse.finite import is_finite
 
 _RECENT_STEPS = 50
 _FEWEST_STEPS = 10  # a median of fewer says little
@@ -87,13 +88,9 @@ class StepGuard:
 
 
 def first_not_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> str | None:
-    """The name of the first floating-point tensor that holds a NaN or an infinity, or None.
-
-    Without temporaries: the extremes of a tensor are finite if and only if it is, as NaN passes through both.
-    """
+    """The name of the first floating-point tensor that holds a NaN or an infinity, or None."""
     for part, held in tensors.items():
         for name, tensor in held.items():
-            holds_numbers = tensor.is_floating_point() and tensor.numel() > 0
-            if holds_numbers and not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor)):
+            if tensor.is_floating_point() and not is_finite(tensor):
                 return f"{part}: {name}"
     return None

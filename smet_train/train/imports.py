@@ -3,10 +3,10 @@
 from smet_train.sparse.compiled import numba_is_installed
 
 
-def import_what_steps_use() -> None:
-    """Import now what a run imports at its first step in any case: about 100 MiB of libraries."""
+def import_what_steps_use(device_type: str) -> None:
+    """Import now what a run on a ``cpu`` or another device imports at its first step in any case."""
     import torch._dynamo  # noqa: F401  (torch's optimizers do, at their first step)
 
-    if numba_is_installed():
+    if device_type == "cpu" and numba_is_installed():
         from smet_train.optim import kernels  # noqa: F401
         from smet_train.sparse.backends import csr_kernels  # noqa: F401

@@ -175,8 +175,10 @@ def set_later_aside(path: Path) -> None:
 
 def is_finished(run_folder: Path, checkpoint: Path | None, total_steps: int) -> bool:
     """Whether the run reached ``total_steps`` and wrote down its end; its checkpoints may be gone since."""
-    step = finished_step(run_folder) if checkpoint is None else int(load_plain(checkpoint)["step"])
-    return step is not None and step >= total_steps and finished_step(run_folder) is not None
+    step = finished_step(run_folder)
+    if step is not None and checkpoint is not None:
+        step = int(load_plain(checkpoint)["step"])
+    return step is not None and step >= total_steps
 
 
 def finished_step(run_folder: Path) -> int | None:

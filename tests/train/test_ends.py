@@ -22,6 +22,11 @@ from smet_train.train.checkpoint import checkpoint_steps
 QuickConfig = Callable[..., Config]
 
 
+class Full(files.Disk):
+    def create(self, path: Path) -> Any:
+        raise OSError(errno.ENOSPC, f"No space left on device: {path}")
+
+
 def train(config: Config, folder: Path) -> str:
     console = Console(width=120, record=True, file=io.StringIO(), highlight=False)
     assert run_training(config, folder, console) == 0
@@ -61,10 +66,6 @@ def test_a_source_that_fails_leaves_the_steps_until_then_saved(
 def test_a_source_that_fails_is_told_though_the_save_then_fails_too(
     quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Full(files.Disk):
-        def create(self, path: Path) -> Any:
-            raise OSError(errno.ENOSPC, f"No space left on device: {path}")
-
     real, calls = TokenWindows.__next__, 0
 
     def fail_later(windows: TokenWindows) -> list[int]:
@@ -87,10 +88,6 @@ def test_a_source_that_fails_is_told_though_the_save_then_fails_too(
 def test_a_disk_that_is_full_from_the_beginning_is_one_message(
     quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Full(files.Disk):
-        def create(self, path: Path) -> Any:
-            raise OSError(errno.ENOSPC, f"No space left on device: {path}")
-
     monkeypatch.setattr(files, "disk", Full())
     with pytest.raises(CheckpointError, match=r"the tokenizer can't be kept in .*No space left on device") as told:
         run_training(quick_config(), tmp_path)
