@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -113,11 +114,11 @@ def test_damage_in_the_middle_is_a_failure_with_its_place(make_run: MakeRun) -> 
 
 
 def test_metrics_that_can_not_be_read_are_a_failure(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Path) -> bytes:
+    def refuse(_: Path, *_options: object) -> NoReturn:
         raise PermissionError(13, "Permission denied")
 
     run = make_run("run")
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(ReportError, match=r"can't be read \(Permission denied\)"):
         find([run])
 
