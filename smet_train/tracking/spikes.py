@@ -38,6 +38,10 @@ class SpikeMeter:
         """Whether losses after an update are being watched."""
         return self._update_step is not None
 
+    def lacks(self, step: int) -> bool:
+        """Whether a window is open that the loss of ``step`` belongs to and has not come to."""
+        return self._update_step is not None and step > self._update_step + len(self._window)
+
     def observe(self, step: int, loss: float) -> list[dict[str, Any]]:
         """Take the loss of ``step``, computed before that step's update; returns the event of a window that closes."""
         loss = math.inf if math.isnan(loss) else loss

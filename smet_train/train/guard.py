@@ -77,13 +77,24 @@ class StepGuard:
         """Whether there were more bad steps in a row than are passed over."""
         return self._in_a_row > self.max_bad_steps
 
+    def go_back(self) -> None:
+        """Count that the run goes back to a checkpoint; the bad steps in a row begin anew."""
+        self.rollbacks += 1
+        self._in_a_row = 0
+
     def state_dict(self) -> dict[str, Any]:
         """Counts and recent losses in plain values."""
-        return {"passed_over": self.passed_over, "rollbacks": self.rollbacks, "recent": self._recent}
+        return {
+            "passed_over": self.passed_over,
+            "rollbacks": self.rollbacks,
+            "in_a_row": self._in_a_row,
+            "recent": self._recent,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the counts and losses of :meth:`state_dict`."""
         self.passed_over, self.rollbacks = int(state["passed_over"]), int(state["rollbacks"])
+        self._in_a_row = int(state.get("in_a_row", 0))  # older checkpoints were never written between bad steps
         self._recent = [float(loss) for loss in state["recent"]]
 
 

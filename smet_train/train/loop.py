@@ -52,7 +52,10 @@ def train(run: Run) -> str:
             move_topology(run)
             report(run, run.spikes.before_step(run.state.step + 1))
             lr = set_learning_rate(run)
-            loss, grad_norm = take_sound_step(run)
+            sound = try_step(run)
+            if sound is None:
+                continue  # the same step, on the batches that come next
+            loss, grad_norm = sound
             run.state.step += 1
             run.state.tokens += run.settings.tokens_per_step
             report_step(run, loss, lr, grad_norm)
@@ -127,24 +130,25 @@ def report(run: Run, events: list[dict[str, Any]]) -> None:
         run.tracker.emit(event)
 
 
-def take_sound_step(run: Run) -> tuple[float, float]:
-    """The optimizer's step on the first batches whose loss and gradient are sound; returns both, before clipping.
+def try_step(run: Run) -> tuple[float, float] | None:
+    """The optimizer's step on the coming batches; returns their loss and the gradient's norm before clipping. If these
+    are not sound, None: the batches are passed over, and the step is still to be taken.
 
     Raises:
         RollBack, TrainingError: if too many in a row are not, or if a fused step was half done when it showed.
     """
-    while True:
-        loss, grad_norm = compute_gradients(run)
-        fault = run.guard.fault(loss, grad_norm)
-        if fault is None:
-            if run.fused is None:
-                run.optimizer.step()
-                run.optimizer.zero_grad(set_to_none=True)
-            return loss, grad_norm
-        run.optimizer.zero_grad(set_to_none=True)
-        if run.guard.exhausted or (run.fused is not None and run.fused.half_done):
-            go_back(run, fault)
-        note_incident(run, fault, "passed over")
+    loss, grad_norm = compute_gradients(run)
+    fault = run.guard.fault(loss, grad_norm)
+    if fault is None:
+        if run.fused is None:
+            run.optimizer.step()
+            run.optimizer.zero_grad(set_to_none=True)
+        return loss, grad_norm
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.guard.exhausted or (run.fused is not None and run.fused.half_done):
+        go_back(run, fault)
+    note_incident(run, fault, "passed over")
+    return None
 
 
 def compute_gradients(run: Run) -> tuple[float, float]:

@@ -39,7 +39,7 @@ def go_back(run: Run, what: str) -> NoReturn:
     newest = run.saver.newest()
     if newest is not None and run.guard.rollbacks < run.guard.max_rollbacks:
         note_incident(run, what, f"going back to {newest.name}, with the data from here on")
-        run.guard.rollbacks += 1
+        run.guard.go_back()
         raise RollBack(run.batches.state_dict(), run.guard.state_dict())
     kept = keep_for_inspection(run)
     note_incident(run, what, "ending")

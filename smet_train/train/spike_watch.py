@@ -26,8 +26,9 @@ class SpikeWatch:
         self.probe_loss = probe_loss
 
     def before_step(self, step: int) -> list[dict[str, Any]]:
-        """Take the probe loss of step ``step`` if a window is open; returns the spike events that this closes."""
-        if self.probe is None or self.probe_loss is None or not self.probe.open:
+        """Take the probe loss of step ``step`` if a window is open that lacks it; returns the spike events that this
+        closes. A step that is tried again, with other batches, has it already: no weight has changed since."""
+        if self.probe is None or self.probe_loss is None or not self.probe.lacks(step):
             return []
         return self.probe.observe(step, self.probe_loss())
 

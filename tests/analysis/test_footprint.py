@@ -17,7 +17,7 @@ from smet_train.build_data import build_data
 from smet_train.config.schema import Config
 from smet_train.sparse.ledger import measure
 from smet_train.sparse_model import build_sparse_model
-from smet_train.train.loop import take_sound_step
+from smet_train.train.loop import try_step
 from smet_train.train.signals import StopRequest
 from smet_train.train.state import capture
 
@@ -108,7 +108,7 @@ def test_a_planned_run_holds_what_a_real_one_holds(
         live.ignore([*held, windows])
         batches: Any = repeat(windows)
         with live:
-            take_sound_step(replace(run, batches=batches))
+            try_step(replace(run, batches=batches))
         held_bytes = sum(tensor.numel() * tensor.element_size() for tensor in held)
         bytes_of = {row.kind: row.bytes for row in rows}
         topology = bytes_of.get("exploration", 0)

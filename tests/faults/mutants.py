@@ -343,8 +343,8 @@ MUTANTS = [
     Mutant(
         "a bad step is made and told",
         LOOP,
-        "        if fault is None:\n            if run.fused is None:\n",
-        "        if run.fused is None:\n            run.optimizer.step()\n        if fault is None:\n            if run.fused is None:\n",
+        "    if fault is None:\n        if run.fused is None:\n",
+        "    if run.fused is None:\n        run.optimizer.step()\n    if fault is None:\n        if run.fused is None:\n",
         "tests/faults/test_numbers.py",
     ),
     Mutant(
@@ -409,6 +409,20 @@ MUTANTS = [
         "        if change is None:\n            return False\n",
         "        if change is None or change:\n            return False\n",
         "tests/faults/test_data_changed.py",
+    ),
+    Mutant(
+        "a save ends a row of bad steps",
+        "train/guard.py",
+        'self._in_a_row = int(state.get("in_a_row", 0))',
+        "self._in_a_row = 0",
+        "tests/faults/test_numbers.py -k in_a_row",
+    ),
+    Mutant(
+        "a step tried again has two probe losses",
+        "tracking/spikes.py",
+        "self._update_step is not None and step > self._update_step + len(self._window)",
+        "self._update_step is not None",
+        "tests/train/test_step.py",
     ),
     Mutant(
         "files are known by their size",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from smet_train.config.schema import Config
+from smet_train.data.loader import BatchLoader
+from smet_train.errors import DataError
 from smet_train.optim import SmetAdamW
 from smet_train.tracking.jsonl import read_events
 from smet_train.train import loop
@@ -168,6 +171,79 @@ def met(config: Config, folder: Path, policy: str, place: str, poison: Poison, d
 def is_finite(checkpoint: Path) -> bool:
     tensors = [tensor for file in checkpoint.glob("*.safetensors") for tensor in load_file(file).values()]
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point())
+
+
+class PoisonAndStop(Poison):
+    """A signal comes while the spoilt batch is computed."""
+
+    def __call__(self) -> None:
+        super().__call__()
+        poisoned = step_module.token_loss
+
+        def stopped(model: nn.Module, batch: Tensor, precision: str) -> Tensor:
+            if name_of(batch) == self.batch:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return poisoned(model, batch, precision)
+
+        step_module.token_loss = stopped  # type: ignore[assignment]
+
+
+class PoisonAndEnd(Poison):
+    """After the spoilt batch there are no others, and ``error`` is why."""
+
+    def __call__(self) -> None:
+        super().__call__()
+        poisoned, peek, over = step_module.token_loss, BatchLoader.peek, False
+
+        def ends(model: nn.Module, batch: Tensor, precision: str) -> Tensor:
+            nonlocal over
+            over = over or name_of(batch) == self.batch
+            return poisoned(model, batch, precision)
+
+        def read(loader: BatchLoader, n_batches: int, timeout_s: float | None = None) -> list[Tensor]:
+            # what was read ahead is handed out: the rest of the spoilt batch
+            if over and len(loader._peeked) < n_batches:
+                raise DataError("the disk has gone", exit_status=1)
+            return peek(loader, n_batches, timeout_s)
+
+        step_module.token_loss = ends  # type: ignore[assignment]
+        BatchLoader.peek = read  # type: ignore[assignment,method-assign]
+
+
+# Step 5 is the first after a topology update, inside the windows of the spikes; the checkpoint before it is of step 3.
+AROUND = ["train.max_bad_steps=1", "tracking.probe_windows=2", "tracking.spike_horizon_steps=3"]
+
+
+@pytest.mark.parametrize("step", [5, 6])
+@pytest.mark.parametrize("how", [PoisonAndStop, PoisonAndEnd])
+def test_a_run_that_ends_when_a_batch_was_passed_over_goes_on_behind_it(
+    configure: Callable[..., Config], tmp_path: Path, how: type[Poison], step: int
+) -> None:
+    config, seen = configure(*AROUND), tmp_path / "batches.txt"
+    assert run(config, tmp_path / "whole", NoteBatches(seen)) == 0, output(tmp_path / "whole")
+    bad = (math.nan, seen.read_text(encoding="utf-8").split()[2 * (step - 1)], 0.0)
+    assert run(config, tmp_path / "whole bad", Poison("loss", *bad)) == 0, output(tmp_path / "whole bad")
+    folder = tmp_path / "stopped"
+    assert run(config, folder, how("loss", *bad)) == (0 if how is PoisonAndStop else 1), output(folder)
+    assert checkpoint_steps(folder / "checkpoints")[-1] == step - 1
+    assert run(config, folder) == 0, output(folder)
+    assert difference(folder, tmp_path / "whole bad", STEPS) is None
+    (line,) = (folder / "incidents.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["action"] == "passed over"
+
+
+def test_bad_steps_before_and_after_a_stop_are_in_a_row(configure: Callable[..., Config], tmp_path: Path) -> None:
+    config, seen = configure(*AROUND), tmp_path / "batches.txt"
+    assert run(config, tmp_path / "whole", NoteBatches(seen)) == 0, output(tmp_path / "whole")
+    first, second = seen.read_text(encoding="utf-8").split()[8:12:2]
+    folder = tmp_path / "stopped"
+    assert run(config, folder, PoisonAndStop("loss", math.nan, first, 0.0)) == 0, output(folder)
+    assert run(config, folder, Poison("loss", math.nan, second, 0.0)) == 0, output(folder)
+    lines = (folder / "incidents.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["action"] for line in lines] == [
+        "passed over",
+        "going back to step_00000004, with the data from here on",
+    ]
 
 
 def test_without_a_checkpoint_there_is_nothing_to_go_back_to(configure: Callable[..., Config], tmp_path: Path) -> None:

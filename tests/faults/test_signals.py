@@ -23,7 +23,7 @@ PHASES = {
     "start-up": ("smet_train.job:choose_device", 1),
     "tokenizer training": ("smet_train.data.tokenizer:_train", 1),
     "first evaluation": ("smet_train.train.loop:mean_loss", 1),
-    "first step": ("smet_train.train.loop:take_sound_step", 1),
+    "first step": ("smet_train.train.loop:try_step", 1),
     "accumulation": ("smet_train.train.step:token_loss", 4),
     "evaluation": ("smet_train.train.loop:mean_loss", 2),
     "topology update": ("smet_train.topology.updater:make_move", 9),

@@ -35,6 +35,17 @@ def test_only_bad_steps_in_a_row_exhaust_it() -> None:
     assert judge.passed_over == 5
 
 
+def test_bad_steps_stay_in_a_row_over_a_save_but_not_over_going_back() -> None:
+    first, saved, gone_back = guard(max_bad_steps=1), guard(max_bad_steps=1), guard(max_bad_steps=1)
+    first.fault(math.nan, 1.0)
+    saved.load_state_dict(first.state_dict())
+    first.go_back()
+    gone_back.load_state_dict(first.state_dict())
+    for judge, exhausted in ((saved, True), (gone_back, False)):
+        judge.fault(math.nan, 1.0)
+        assert judge.exhausted == exhausted
+
+
 def test_a_rise_is_measured_from_the_median_of_at_least_ten_losses() -> None:
     judge = guard(max_loss_rise=0.5)
     assert [judge.fault(loss, 1.0) for loss in (2.0, 9.0, *[2.0] * 8)] == [None] * 10
@@ -48,7 +59,7 @@ def test_its_state_is_all_it_needs() -> None:
     for _ in range(60):
         first.fault(3.0, 1.0)
     first.fault(math.nan, 1.0)
-    first.rollbacks = 1
+    first.go_back()
     second.load_state_dict(first.state_dict())
     assert (second.passed_over, second.rollbacks) == (1, 1)
     assert len(second.state_dict()["recent"]) == 50

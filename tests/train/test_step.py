@@ -116,7 +116,9 @@ def test_the_probe_loss_is_taken_only_while_a_window_is_open() -> None:
     assert watch.after_step(1, 5.0) == []
     assert taken == []
     assert watch.topology_moved(1, watch.probe_baseline()) == []
-    events = watch.before_step(2) + watch.after_step(2, 6.0) + watch.before_step(3) + watch.after_step(3, 4.0)
+    events = watch.before_step(2)
+    assert watch.before_step(2) == []  # tried again with other batches: one probe loss a step
+    events += watch.after_step(2, 6.0) + watch.before_step(3) + watch.after_step(3, 4.0)
     assert len(taken) == 3
     assert [(e["source"], e["baseline"], e["peak"]) for e in events] == [("probe", 1.0, 3.0), ("train", 5.0, 6.0)]
     assert watch.before_step(4) == []
