@@ -21,7 +21,9 @@ from smet_train.config.schema import Config
 from smet_train.errors import SmetError
 from smet_train.job import run_training
 from tests.faults.conftest import CampaignMaker
+from tests.faults.trials import trace
 
+STEPS = 7  # the last save is not one of those every 3 steps
 NAME = "resume with a changed setting"
 FIXED = [leaf for leaf in leaves(Config()) if matches(leaf.key, FIXED_KEYS)]
 # A value of each setting that may change, other than the run's; {here} has a copy of the data.
@@ -84,14 +86,18 @@ def test_every_setting_may_change_or_may_not() -> None:
 def half_done(
     quick_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Config, Path, bytes]:
-    """The configuration and the folder of a run whose checkpoint of step 6 is lost, and the weights of that."""
+    """The configuration and the folder of a run of 7 steps whose checkpoints after step 3 are lost, and its weights."""
     folder = tmp_path_factory.mktemp("half_done") / "run"
-    config = quick_config("optimizer.grad_clip=0", "train.micro_batch_size=4")
+    config = quick_config("optimizer.grad_clip=0", "train.micro_batch_size=4", f"train.steps={STEPS}")
     train(config, folder)
-    last = folder / "checkpoints" / "step_00000006"
-    weights = (last / "model.safetensors").read_bytes()
-    shutil.rmtree(last)
+    weights = weights_of(folder)
+    for step in (6, STEPS):
+        shutil.rmtree(folder / "checkpoints" / f"step_{step:08d}")
     return with_absolute_paths(config), folder, weights
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "checkpoints" / f"step_{STEPS:08d}" / "model.safetensors").read_bytes()
 
 
 def train(config: Config, folder: Path) -> int:
@@ -171,9 +177,21 @@ def test_what_may_change_is_trained_and_written_down(
             shutil.copy(corpus, here / "corpus.txt")
             started_s = time.perf_counter()
             run = resumed(folder, here, f"{key}={CHANGED[key]}")
-            same = key in OTHER_BITS or weights == (run / "checkpoints/step_00000006/model.safetensors").read_bytes()
+            same = key in OTHER_BITS or weights == weights_of(run)
             wrong = None if same else f"{key} changed what the run computes"
+            wrong = wrong or other_steps(run, folder, 8 if key == "train.steps" else STEPS, same=key not in OTHER_BITS)
             tally.note(wrong or unrecorded(run, key, value_at(config, key)), time.perf_counter() - started_s)
+
+
+def other_steps(run: Path, whole: Path, steps: int, *, same: bool) -> str | None:
+    """What is wrong with the steps that a resumed run tells of: each of them once, with the losses of the whole run."""
+    told, before = ([event for event in trace(folder) if event["event"] == "train"] for folder in (run, whole))
+    if [event["step"] for event in told] != list(range(1, steps + 1)):
+        return f"steps {[event['step'] for event in told]}"
+    topology = [event["step"] for event in trace(run) if event["event"] == "topology"]
+    if topology != [2, 4, 6]:
+        return f"topology updates after {topology}"
+    return "other losses" if same and told != before else None
 
 
 def unrecorded(run: Path, key: str, before: Any) -> str | None:
@@ -203,7 +221,7 @@ def test_the_same_settings_add_a_line_without_changes(half_done: tuple[Config, P
     _, folder, weights = half_done
     run = resumed(folder, tmp_path)
     assert json.loads((run / "resumes.jsonl").read_text())["changed"] == {}
-    assert weights == (run / "checkpoints/step_00000006/model.safetensors").read_bytes()
+    assert weights == weights_of(run)
 
 
 def test_a_run_goes_on_from_any_working_directory(

@@ -20,7 +20,7 @@ from smet_train.config.schema import Config
 from smet_train.train import loop
 from smet_train.train.run import Run
 from tests.conftest import make_documents
-from tests.faults.trials import KillInSave, difference, end, kill_within, output, run, start, trace
+from tests.faults.trials import KillInSave, difference, end, kill_within, outcome, output, run, start, trace
 
 QuickConfig = Callable[..., Config]
 STEPS = 13  # the last save is not one of those every 3 steps
@@ -202,13 +202,10 @@ def test_a_finished_run_extended_is_a_longer_run(
         assert run(short, tmp_path / "extended") == 0
         assert run(long, tmp_path / "extended") == 0
         assert run(long, tmp_path / "straight") == 0
-        ends = [_last_tensors(tmp_path / name) for name in ("extended", "straight")]
-        tally.note(None if ends[0] == ends[1] else "the weights differ")
-
-
-def _last_tensors(folder: Path) -> dict[str, bytes]:
-    path = folder / "checkpoints" / f"step_{2 * STEPS:08d}"
-    return {file.name: file.read_bytes() for file in path.glob("*.safetensors")}
+        extended, straight = (outcome(tmp_path / name, 2 * STEPS) for name in ("extended", "straight"))
+        extended["event 1"]["steps"] = 2 * STEPS  # it says how long the run was to be when it began
+        names = [name for name in {*extended, *straight} if extended.get(name) != straight.get(name)]
+        tally.note(f"other {names}" if names else None)
 
 
 class SaveInPlace:
