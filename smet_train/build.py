@@ -216,7 +216,8 @@ def build_run(
     loss = build_loss(config, model, processes)
     optimizer = build_optimizer(config, model, densities)
     validation, probe = split_probe(config, data.validation)
-    metrics = JsonlSink(run_folder / "metrics.jsonl") if processes.leads else NoMetrics()
+    warn = config.checkpoint.on_error.name == "warn"
+    metrics = JsonlSink(run_folder / "metrics.jsonl", patient=warn) if processes.leads else NoMetrics()
     precision = config.train.precision.name
     settings = LoopSettings(
         total_steps=config.train.steps,
@@ -261,7 +262,7 @@ def build_run(
             run_folder / "checkpoints",
             Keep(config.checkpoint.keep, config.checkpoint.keep_every),
             asynchronous=config.checkpoint.asynchronous,
-            warn=config.checkpoint.on_error.name == "warn",
+            warn=warn,
             processes=processes,
         ),
         guard=StepGuard(

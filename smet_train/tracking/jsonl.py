@@ -48,47 +48,78 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def events_until(path: Path, position: int) -> Iterator[dict[str, Any]]:
-    """The events of a metrics file before ``position`` (bytes, the end of a line), one after the other.
+    """The events of a metrics file before ``position`` (bytes, the end of a line), one after the other, as far as
+    they are there.
 
     Raises:
         ValueError: if a line is not a JSON object.
     """
     with path.open("rb") as lines:
-        while lines.tell() < position:
-            yield dict(json.loads(lines.readline()))
+        while lines.tell() < position and (line := lines.readline()):
+            yield dict(json.loads(line))
 
 
 class JsonlSink:
-    """Appends events to ``path``; each line reaches the operating system at once."""
+    """Appends events to ``path``; each line reaches the operating system at once.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        patient: keep lines that can't be written in memory, with one warning, and write them when there is room again.
+
+    Raises:
+        SmetError: if the file can't be opened.
+    """
+
+    def __init__(self, path: Path, *, patient: bool = False) -> None:
         self.path = path
-        self._file = path.open("ab", buffering=0)
+        self._patient = patient
+        self._told = False
+        self._pending = b""
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def emit(self, event: dict[str, Any]) -> None:
         """Append ``event``.
 
         Raises:
-            SmetError: if the line can't be written (disk full).
+            SmetError: if the line can't be written (disk full), unless patient.
         """
-        line = to_line(event).encode(errors="backslashreplace")  # of a file's name that is not UTF-8; JSON all the same
-        try:
-            if self._file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise self._unwritable(error) from error
+        # a file's name may not be UTF-8; JSON all the same
+        self._pending += to_line(event).encode(errors="backslashreplace")
+        self._write()
 
     def position(self) -> int:
-        """Size of the file in bytes, with everything in it on disk.
+        """Size of the file in bytes, with everything in it on disk; if patient, with what waits for room.
 
         Raises:
-            SmetError: if it can't be brought there (disk full, where a network's disk tells it late).
+            SmetError: if it can't be brought there (disk full, where a network's disk tells it late), unless patient.
         """
+        self._write(flush=True)
+        return self._file.tell() + len(self._pending)
+
+    def _write(self, *, flush: bool = False) -> None:
         try:
-            os.fsync(self._file.fileno())
+            if self._pending:
+                self._pending = self._pending[self._file.write(self._pending) :]
+            if self._pending:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if flush:
+                os.fsync(self._file.fileno())
         except OSError as error:
-            raise self._unwritable(error) from error
-        return self._file.tell()
+            if not self._patient:
+                raise self._unwritable(error) from error
+            if not self._told:
+                log.warning(
+                    "%s can't be written: %s; its lines are kept in memory until there is room "
+                    "(checkpoint.on_error=warn: training goes on)",
+                    self.path, error,
+                )  # fmt: skip
+            self._told = True
+        else:
+            if self._told:
+                log.warning("%s is written again, nothing is missing from it", self.path)
+            self._told = False
 
     def _unwritable(self, error: OSError) -> SmetError:
         return SmetError(
@@ -106,11 +137,16 @@ class JsonlSink:
                 self.path, size, position,
             )  # fmt: skip
             position = size
+        self._pending = b""
         self._file.truncate(position)
         self._file.seek(position)
 
     def close(self) -> None:
-        """Close the file; a later :meth:`emit` is an error."""
+        """Close the file; a later :meth:`emit` is an error. What there is still no room for is lost, with a warning."""
+        if self._patient:
+            self._write()
+            if self._pending:
+                log.warning("%s lacks its last %d bytes: there was no room for them", self.path, len(self._pending))
         self._file.close()
 
 

@@ -2,10 +2,11 @@
 
 import logging
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
 
-from smet_train.errors import CheckpointError, TrainingError
+from smet_train.errors import CheckpointError, SmetError, TrainingError
 from smet_train.tracking.jsonl import JsonlSink
 from smet_train.train.checkpoint import Keep, save_checkpoint
 from smet_train.train.guard import RollBack
@@ -17,15 +18,23 @@ log = logging.getLogger(__name__)
 
 
 def note_incident(run: Run, what: str, action: str) -> None:
-    """A line in ``incidents.jsonl``, on disk at once, and a warning."""
+    """A line in ``incidents.jsonl``, on disk at once, and a warning.
+
+    Raises:
+        SmetError: if the line can't be written, unless a save that fails is a warning.
+    """
     step = run.state.step + 1
     if not run.processes.leads:
         return
     log.warning("step %d: %s; %s", step, what, action)
-    sink = JsonlSink(run.folder / "incidents.jsonl")
-    sink.emit({"event": "incident", "step": step, "what": what, "action": action, "time_s": time.time()})
-    sink.position()
-    sink.close()
+    try:
+        with closing(JsonlSink(run.folder / "incidents.jsonl")) as sink:
+            sink.emit({"event": "incident", "step": step, "what": what, "action": action, "time_s": time.time()})
+            sink.position()
+    except SmetError as error:
+        if not run.saver.warn:
+            raise
+        log.warning("%s", error)  # train.log has the incident
 
 
 def go_back(run: Run, what: str) -> NoReturn:

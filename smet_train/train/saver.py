@@ -44,7 +44,7 @@ class Saver:
         self._processes = processes
         self._keep = keep
         self._asynchronous = asynchronous
-        self._warn = warn
+        self.warn = warn
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._copies: dict[str, dict[str, Tensor]] = {}
@@ -126,7 +126,7 @@ class Saver:
         error, self._error = self._error, None
         if error is None:
             return
-        if must or not self._warn or not isinstance(error, CheckpointError):
+        if must or not self.warn or not isinstance(error, CheckpointError):
             raise error
         if not error.told:
             log.warning("%s (checkpoint.on_error=warn: training goes on)", error)

@@ -65,6 +65,19 @@ def test_ctrl_c_that_ends_the_reader_of_a_pipe_first(
     assert "<stdout> can't be written any more (Broken pipe)" in (folder / "train.log").read_text()
 
 
+def test_a_log_that_can_not_be_written_costs_its_lines_alone(
+    quick: list[str], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "train.log").symlink_to("/dev/full")
+    command = [*COMMAND, *quick, "train.precision=bf16", f"hydra.run.dir={folder}"]  # may be slow here: a warning
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not [line for line in done.stderr.splitlines() if not line.startswith("WARNING: ")]
+    assert read_events(folder / "metrics.jsonl")[-1]["reason"] == "finished"
+
+
 def test_a_terminal_that_is_closed(quick: list[str], tmp_path: Path, environment: dict[str, str]) -> None:
     """It sends SIGHUP, and can't be written from then on."""
     folder = tmp_path / "run"

@@ -260,7 +260,7 @@ MUTANTS = [
     Mutant(
         "errors of the background are lost", SAVER, "            self._error = error\n", "            pass\n", SAVED
     ),
-    Mutant("the last save may fail with a warning", SAVER, "if must or not self._warn", "if not self._warn", SAVED),
+    Mutant("the last save may fail with a warning", SAVER, "if must or not self.warn", "if not self._warn", SAVED),
     Mutant(
         "no random state",
         STATE,

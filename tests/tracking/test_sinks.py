@@ -3,18 +3,23 @@ import json
 import math
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
+from smet_train.errors import SmetError
 from smet_train.tracking.console import ConsoleSink, duration, open_console
 from smet_train.tracking.jsonl import JsonlSink, events_until, read_events, to_line
 from smet_train.tracking.names import FIELDS, metrics, prefix, prefixes
 from smet_train.tracking.resources import memory_use
 from smet_train.tracking.sinks import Tracker
 from smet_train.tracking.throughput import Throughput
+from tests.tracking.full_file import FullFile
 
 STEP = {"event": "train", "step": 10, "loss": 2.5, "lr": 1e-3, "grad_norm": 0.5, "tokens": 100, "tokens_per_s": 50.0}
 
@@ -51,6 +56,63 @@ def test_the_file_is_cut_back_to_a_position(tmp_path: Path, caplog: pytest.LogCa
     again.truncate(10**6)
     assert "earlier events are missing" in caplog.text
     again.close()
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=8), st.integers(0, 30))
+def test_a_patient_file_is_whole_as_soon_as_there_is_room(rooms: list[int], first_bytes: int) -> None:
+    """Whatever room there is before each event; its position is that of a file that always had room."""
+    with TemporaryDirectory() as folder:
+        patient, easy = JsonlSink(Path(folder, "a"), patient=True), JsonlSink(Path(folder, "b"))
+        disk = FullFile(patient._file, first_bytes)
+        patient._file = disk  # type: ignore[assignment]
+        for number, room_bytes in enumerate(rooms):
+            disk.room_bytes += room_bytes
+            for sink in (patient, easy):
+                sink.emit({"event": "train", "step": number})
+            assert easy.path.read_bytes().startswith(patient.path.read_bytes())
+            assert patient.position() == easy.position()
+        disk.room_bytes = 10**6
+        patient.close()
+        easy.close()
+        assert patient.path.read_bytes() == easy.path.read_bytes()
+
+
+def test_a_patient_file_tells_each_shortage_once_and_what_is_lost_in_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = JsonlSink(tmp_path / "metrics.jsonl", patient=True)
+    disk = FullFile(sink._file, 0)
+    sink._file = disk  # type: ignore[assignment]
+    for step in range(3):
+        sink.emit({"event": "train", "step": step})
+    disk.room_bytes = 10**6
+    sink.emit({"event": "train", "step": 3})
+    assert [event["step"] for event in read_events(sink.path)] == [0, 1, 2, 3]
+    disk.room_bytes = 5
+    sink.emit({"event": "train", "step": 4})
+    sink.truncate(sink.path.stat().st_size - 5)
+    sink.close()
+    told = [record.getMessage().removeprefix(f"{sink.path} ") for record in caplog.records]
+    shortage = (
+        "can't be written: [Errno 28] No space left on device; its lines are kept in memory until there is room "
+        "(checkpoint.on_error=warn: training goes on)"
+    )
+    again = "is written again, nothing is missing from it"
+    assert told == [shortage, again, shortage, again]
+    assert [event["step"] for event in read_events(sink.path)] == [0, 1, 2, 3]
+
+    caplog.clear()
+    last = JsonlSink(tmp_path / "metrics.jsonl", patient=True)
+    last._file = FullFile(last._file, 5)  # type: ignore[assignment]
+    last.emit({"event": "train", "step": 4})
+    last.close()
+    assert caplog.messages[-1].endswith("metrics.jsonl lacks its last 25 bytes: there was no room for them")
+
+
+def test_a_metrics_file_that_can_not_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(SmetError, match=r"metrics.jsonl can't be written: .*Is a directory.*; make room and start"):
+        JsonlSink(tmp_path / "metrics.jsonl", patient=True)
 
 
 class Broken:

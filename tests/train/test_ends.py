@@ -2,7 +2,9 @@
 
 import errno
 import io
+import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ from smet_train.data.stream import TokenWindows
 from smet_train.errors import CheckpointError, DataError, SmetError, TrainingError
 from smet_train.job import run_training
 from smet_train.tracking.jsonl import JsonlSink, read_events
-from smet_train.train import files, loop
+from smet_train.train import files, loop, step
 from smet_train.train.checkpoint import checkpoint_steps
+from tests.faults.trials import trace
+from tests.tracking.full_file import FullFile
 
 QuickConfig = Callable[..., Config]
 
@@ -111,6 +115,58 @@ def test_a_metrics_file_that_can_not_be_flushed_ends_the_run_in_one_message(
     assert told.value.exit_status == 1
 
 
+def test_with_warn_a_disk_that_is_full_for_a_while_costs_its_checkpoints_alone(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = quick_config("checkpoint.interval=2", "checkpoint.on_error=warn")
+    train(config, tmp_path / "whole")
+    real = JsonlSink.emit
+    disks: list[FullFile] = []
+
+    def emit(sink: JsonlSink, event: dict[str, Any]) -> None:
+        if (event["event"], event.get("step")) == ("train", 3):
+            disks.append(FullFile(sink._file, 7))
+            sink._file = disks[0]  # type: ignore[assignment]
+            monkeypatch.setattr(files, "disk", Full())
+        if (event["event"], event.get("step")) == ("train", 5):
+            disks[0].room_bytes = 10**6
+            monkeypatch.setattr(files, "disk", files.Disk())
+        real(sink, event)
+
+    monkeypatch.setattr(JsonlSink, "emit", emit)
+    train(config, tmp_path / "full")
+    assert checkpoint_steps(tmp_path / "full" / "checkpoints") == [2, 6]
+    assert trace(tmp_path / "full") == trace(tmp_path / "whole")
+    assert weights(tmp_path / "full") == weights(tmp_path / "whole")
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [message.partition(": ")[0].rpartition("/")[2] for message in told] == [
+        "metrics.jsonl can't be written",
+        "step_00000004",
+        "metrics.jsonl is written again, nothing is missing from it",
+    ]
+
+
+@pytest.mark.parametrize("on_error", ["warn", "stop"])
+def test_an_incident_that_can_not_be_written_down(
+    quick_config: QuickConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    on_error: str,
+) -> None:
+    real, calls = step.forward_backward, iter(range(10))
+    monkeypatch.setattr(loop, "forward_backward", lambda *given: math.nan if next(calls) == 2 else real(*given))
+    (tmp_path / "incidents.jsonl").mkdir()
+    config = quick_config(f"checkpoint.on_error={on_error}")
+    told = r"incidents.jsonl can't be written: .*Is a directory"
+    if on_error == "stop":
+        with pytest.raises(SmetError, match=told):
+            train(config, tmp_path)
+    else:
+        train(config, tmp_path)
+        assert re.search(told, caplog.text)
+
+
 def test_a_metrics_file_that_can_not_be_written_ends_the_run_in_one_message(
     quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,21 +174,9 @@ def test_a_metrics_file_that_can_not_be_written_ends_the_run_in_one_message(
     train(config, tmp_path / "whole")
     real = JsonlSink.emit
 
-    class FullFile:
-        """Takes half of a line."""
-
-        def __init__(self, file: Any) -> None:
-            self._file = file
-
-        def write(self, line: bytes) -> int:
-            return int(self._file.write(line[: len(line) // 2]))
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._file, name)
-
     def emit(sink: JsonlSink, event: dict[str, Any]) -> None:
         if event.get("step") == 5:
-            sink._file = FullFile(sink._file)  # type: ignore[assignment]
+            sink._file = FullFile(sink._file, 20)  # type: ignore[assignment]
         real(sink, event)
 
     with monkeypatch.context() as patch:
