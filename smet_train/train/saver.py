@@ -68,7 +68,8 @@ class Saver:
         return self._processes.told(look)
 
     def save(self, step: int, snapshot: Snapshot, *, last: bool = False) -> None:
-        """Write ``snapshot``, or begin to; the ``last`` one is there when this returns.
+        """Write ``snapshot``, or begin to; the ``last`` one is there when this returns, and so is one that the error of
+        the save before makes the last.
 
         Raises:
             CheckpointError: in all processes, if this save or the one before could not be written. If that is to be a
@@ -80,12 +81,8 @@ class Saver:
             self._processes.told(lambda: self._save(step, snapshot, ALONE, last=last))
 
     def _save(self, step: int, snapshot: Snapshot, writers: Processes, *, last: bool) -> None:
-        earlier: Exception | None = None
-        if last:
-            earlier = self._told_before_the_last()
-        else:
-            self._settle()
-        if self._asynchronous and not last:
+        earlier = self._told_earlier(last=last)
+        if self._asynchronous and not last and earlier is None:
             self._copies = {part: self._copied(part, held) for part, held in snapshot.held.items()}
             copied = Snapshot(snapshot.tensors, json.loads(json.dumps(snapshot.plain)), self._copies)
             self._thread = threading.Thread(
@@ -109,20 +106,20 @@ class Saver:
             copies[name] = copy.copy_(tensor.detach())
         return copies
 
-    def _told_before_the_last(self) -> Exception | None:
-        """Wait for what is being written. If the disk refused it, the last state may fit nevertheless: a warning. Any
-        other error is returned."""
+    def _told_earlier(self, *, last: bool) -> Exception | None:
+        """Wait for what is being written. If the disk refused it, a warning where there may be one: the last state may
+        fit nevertheless. Any other error is returned: the run ends by it, when this state is written."""
         self._wait()
         error, self._error = self._error, None
-        if not isinstance(error, CheckpointError):
+        if not isinstance(error, CheckpointError) or not (last or self.warn):
             return error
         if not error.told:
-            log.warning("%s (the last one is written nevertheless)", error)
+            what = "the last one is written nevertheless" if last else "checkpoint.on_error=warn: training goes on"
+            log.warning("%s (%s)", error, what)
         return None
 
-    def _settle(self, *, must: bool = False) -> None:
-        """Wait for what is being written; say or raise what went wrong with it."""
-        self._wait()
+    def _settle(self, *, must: bool) -> None:
+        """Say or raise what went wrong with what was written."""
         error, self._error = self._error, None
         if error is None:
             return

@@ -56,9 +56,9 @@ MUTANTS = [
     Mutant(
         "a save that failed keeps the last one from being written",
         SAVER,
-        "        if last:\n            earlier = self._told_before_the_last()\n        else:\n            self._settle()\n",
-        "        self._settle()\n",
-        f"{SAVED} -k last_state",
+        "        earlier = self._told_earlier(last=last)\n",
+        "        earlier = self._told_earlier(last=last)\n        if earlier is not None:\n            raise earlier\n",
+        "tests/train/test_saver.py -k 'last_state or written_first'",
     ),
     Mutant(
         "a refused command replaces the settings of the run",
@@ -260,7 +260,7 @@ MUTANTS = [
     Mutant(
         "errors of the background are lost", SAVER, "            self._error = error\n", "            pass\n", SAVED
     ),
-    Mutant("the last save may fail with a warning", SAVER, "if must or not self.warn", "if not self._warn", SAVED),
+    Mutant("the last save may fail with a warning", SAVER, "if must or not self.warn", "if not self.warn", SAVED),
     Mutant(
         "no random state",
         STATE,

@@ -82,11 +82,25 @@ def test_an_error_is_raised_at_the_next_call_at_the_latest(
         writer.save(1, Snapshot({}, {}))
         writer.save(2, Snapshot({}, {}))
 
-    with pytest.raises(CheckpointError, match="step 1 could not be written.*No space left"):
+    with pytest.raises(CheckpointError, match="could not be written.*No space left"):
         save_twice()
     monkeypatch.undo()
     writer.save(3, Snapshot({}, {}), last=True)
     assert checkpoint_steps(tmp_path) == [3]
+
+
+def test_the_state_in_which_an_error_of_the_background_is_raised_is_written_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise one failed save would cost the steps of two intervals."""
+    writer = Saver(tmp_path, Keep(2), asynchronous=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "disk", Full())
+        writer.save(1, Snapshot({}, {}))
+        assert not writer.has(1)
+    with pytest.raises(CheckpointError, match="step 1 could not be written.*No space left"):
+        writer.save(2, Snapshot({}, {}))
+    assert checkpoint_steps(tmp_path) == [2]
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -135,6 +149,7 @@ def test_what_is_no_error_of_the_disk_is_never_a_warning(tmp_path: Path) -> None
     writer.save(1, Snapshot({"model": {"z": torch.zeros(2, dtype=torch.complex64)}}, {}))
     with pytest.raises(KeyError):
         writer.save(2, Snapshot({}, {}))
+    assert checkpoint_steps(tmp_path) == [2]
 
 
 def test_an_error_that_no_save_comes_after_is_told_when_the_run_ends(
