@@ -29,8 +29,9 @@ from smet_train.config.continuation import changed_settings, refuse_changes
 from smet_train.config.locate import config_folder
 from smet_train.config.messages import stray_option
 from smet_train.config.new_folder import NewFolder, check_writable
-from smet_train.config.paths import check_files, with_absolute_paths
+from smet_train.config.paths import absolute, check_files, require_resumable, with_absolute_paths
 from smet_train.config.plain import to_dict
+from smet_train.config.saved import checkpoint_named_last
 from smet_train.config.schema import Config
 from smet_train.config.sweeps import check_sweep
 from smet_train.config.validate import validate
@@ -82,6 +83,9 @@ def resume(run: RunJob, words: list[str]) -> int:
     def check(config: Config) -> None:
         changes = changed_settings(saved, to_dict(with_absolute_paths(config)))
         refuse_changes(changes, folder, own=True)
+        named = config.checkpoint.resume
+        if absolute("checkpoint.resume", named) != checkpoint_named_last(folder):  # which may have gone since
+            require_resumable(named)
 
     return _launch(run, arguments, check)
 

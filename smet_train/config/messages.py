@@ -129,7 +129,7 @@ _RULES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (r"(?:not a ListConfig, list or tuple|to a list|to ListConfig|is not a list)" + _AT_KEY, _not_a_list),
     (r"field '[^']+' is not Optional" + _AT_KEY, _not_optional),
     (r"Incompatible value 'None'" + _AT_KEY, _not_optional),
-    (r"(?:Invalid type assigned|Merge error|Cannot merge|Cannot assign)" + _AT_KEY, _not_a_value),
+    (r"(?:Invalid type assigned|Merge error|Cannot (?:merge|assign|convert '\w+' to))" + _AT_KEY, _not_a_value),
 )  # fmt: skip
 
 

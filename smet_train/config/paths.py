@@ -68,15 +68,25 @@ def check_files(config: Config, run_folder: Path) -> None:
     # A run that goes on has its own weights, and those that it began from may be gone.
     resume, has_begun = config.checkpoint.resume, any((run_folder / "checkpoints").glob("step_*"))
     elsewhere = resume not in ("auto", "never")
-    if elsewhere and not has_begun and not Path(resume).expanduser().exists():
-        raise ConfigError(
-            f"checkpoint.resume={resume} does not exist; write auto, never, or the path of a checkpoint such as "
-            "<run folder>/checkpoints/step_00000500"
-        )
+    if not has_begun:
+        require_resumable(resume)
     if config.model.init_from is not None and not elsewhere and not has_begun:
         check_source(config)
     if config.model.config_file is not None:
         _check_json("model.config_file", config.model.config_file, "a transformers config.json")
+
+
+def require_resumable(resume: str) -> None:
+    """Look whether there is what ``checkpoint.resume`` names.
+
+    Raises:
+        ConfigError: if not.
+    """
+    if resume not in ("auto", "never") and not Path(resume).expanduser().exists():
+        raise ConfigError(
+            f"checkpoint.resume={resume} does not exist; write auto, never, or the path of a checkpoint such as "
+            "<run folder>/checkpoints/step_00000500"
+        )
 
 
 def _check_json(key: str, name: str, wanted: str) -> None:

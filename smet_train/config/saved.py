@@ -28,18 +28,31 @@ def read_settings(run_folder: Path) -> dict[str, Any]:
         ConfigError: if the folder holds no run, or if its config.yaml can't be read or is not whole.
     """
     path = run_folder / CONFIG_NAME
+    settings = _completed(path, _loaded(path))
+    settings["checkpoint"]["resume"] = _continuing(settings["checkpoint"]["resume"], run_folder)
+    return settings
+
+
+def checkpoint_named_last(run_folder: Path) -> Any:
+    """The ``checkpoint.resume`` that the run in ``run_folder`` was started or gone on with last; None if not told.
+
+    Raises:
+        ConfigError: if there is no config.yaml, or if it can't be read.
+    """
+    return _loaded(run_folder / CONFIG_NAME).get("checkpoint", {}).get("resume")
+
+
+def _loaded(path: Path) -> dict[Any, Any]:
     try:
         if not path.is_file():
-            raise ConfigError(_no_run(run_folder))
+            raise ConfigError(_no_run(path.parent))
         # Refuses a key that is given twice, as YAML files of the command line are read.
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=get_yaml_loader())
     except OSError as error:
         raise ConfigError(f"{path} can't be read ({error.strerror}); {_REMEDY}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({_first_line(error)}); {_REMEDY}") from error
-    settings = _completed(path, loaded if isinstance(loaded, dict) else {})
-    settings["checkpoint"]["resume"] = _continuing(settings["checkpoint"]["resume"], run_folder)
-    return settings
+    return loaded if isinstance(loaded, dict) else {}
 
 
 _REMEDY = "type the command that started the run, with hydra.run.dir= this folder, and it goes on and writes the file"

@@ -224,6 +224,20 @@ def test_the_same_settings_add_a_line_without_changes(half_done: tuple[Config, P
     assert weights == weights_of(run)
 
 
+def test_a_command_that_went_back_may_be_typed_again_when_that_checkpoint_has_gone(
+    half_done: tuple[Config, Path, bytes], tmp_path: Path
+) -> None:
+    _, folder, _ = half_done
+    back = ("checkpoint.resume={run}/checkpoints/step_00000003", "checkpoint.keep=1")
+    run = resumed(folder, tmp_path, *back)
+    assert sorted(path.name for path in (run / "checkpoints").glob("step_*")) == [f"step_{STEPS:08d}"]
+    words = [str(run), *(override.format(run=run) for override in back)]
+    resume(train, [*words, f"train.steps={STEPS + 1}"])
+    assert (run / "checkpoints" / f"step_{STEPS + 1:08d}").is_dir()
+    with pytest.raises(SmetError, match=r"checkpoint.resume=.*step_00000004 does not exist; write auto, never"):
+        resume(train, [*words, f"checkpoint.resume={run}/checkpoints/step_00000004"])
+
+
 def test_a_run_goes_on_from_any_working_directory(
     quick_config: Callable[..., Config], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
