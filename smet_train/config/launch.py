@@ -84,7 +84,8 @@ def resume(run: RunJob, words: list[str]) -> int:
         changes = changed_settings(saved, to_dict(with_absolute_paths(config)))
         refuse_changes(changes, folder, own=True)
         named = config.checkpoint.resume
-        if absolute("checkpoint.resume", named) != checkpoint_named_last(folder):  # which may have gone since
+        typed = named != saved["checkpoint"]["resume"]
+        if typed and absolute("checkpoint.resume", named) != checkpoint_named_last(folder):  # which may have gone since
             require_resumable(named)
 
     return _launch(run, arguments, check)

@@ -150,7 +150,12 @@ def _finish(working: Path, target: Path, step: int, snapshot: Snapshot, parts: M
 
 
 def _rotate(folder: Path, keep: Keep, written: Path) -> None:
-    for old in keep.doomed(checkpoint_steps(folder)):
+    try:
+        steps = checkpoint_steps(folder)
+    except OSError as error:
+        log.warning("no older checkpoint is deleted, because %s can't be read: %s", folder, error)
+        return
+    for old in keep.doomed(steps):
         if checkpoint_path(folder, old) == written:  # in inspect/, where an earlier attempt may have come further
             continue
         try:

@@ -222,7 +222,7 @@ def move_topology(run: Run) -> None:
     """Move the topology if it is due, and watch the losses that follow."""
     if not run.topology.due(run.state.step):
         return
-    run.processes.sent_bytes = 0
+    run.processes.begin_step(run.state.step + 1)  # the probe draws dropout too, and the same when the run goes on
     with run.throughput.paused():
         probe_baseline = run.spikes.probe_baseline()
         same = SameTopology(run.processes)

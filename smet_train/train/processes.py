@@ -84,16 +84,17 @@ class Processes:
 
         Raises:
             SmetError: that of the leader, in every process; there it has been ``told`` to the user already.
+            TrainingError: in the others, if the leader has failed with anything else.
         """
         if self.size == 1:
             return make()
         given: list[Any] = [None, None]
-        failure: SmetError | None = None
+        failure: Exception | None = None
         if self.leads:
             try:
                 given = [make(), None]
-            except SmetError as error:
-                failure, given = error, [None, (type(error), str(error), error.exit_status)]
+            except Exception as error:  # whatever it is, the others wait to hear of it
+                failure, given = error, [None, _for_others(error)]
         with lost_process_told():
             dist.broadcast_object_list(given, src=0, group=self._group, device=torch.device("cpu"))
         if failure is not None:
@@ -111,17 +112,21 @@ class Processes:
 
         Raises:
             SmetError: that of the first process that has one, in every process; the leader tells it.
+            TrainingError: the same for any other error, which is raised as it is where it came up.
         """
         if self.size == 1:
             return [make()]
         mine: tuple[Any, Any]
+        unforeseen: Exception | None = None
         try:
             mine = make(), None
-        except SmetError as error:
-            mine = None, (type(error), str(error), error.exit_status)
+        except Exception as error:  # whatever it is, the others wait to hear of it
+            mine, unforeseen = (None, _for_others(error)), None if isinstance(error, SmetError) else error
         every: list[Any] = [None] * self.size
         with lost_process_told():
             dist.all_gather_object(every, mine, group=self._group)
+        if unforeseen is not None:
+            raise unforeseen
         for _, failure in every:
             if failure is not None:
                 kind, message, status = failure
@@ -192,6 +197,13 @@ class Processes:
         with lost_process_told():
             dist.all_reduce(tensor, operation, group=self._group)
         return tensor
+
+
+def _for_others(error: Exception) -> tuple[type[SmetError], str, int]:
+    """What the other processes raise for the error of one: kind, message, exit status."""
+    if isinstance(error, SmetError):
+        return type(error), str(error), error.exit_status
+    return TrainingError, f"another process of this run has failed: {type(error).__name__}: {error}", 1
 
 
 ALONE = Processes()

@@ -82,7 +82,9 @@ class Saver:
 
     def _save(self, step: int, snapshot: Snapshot, writers: Processes, *, last: bool) -> None:
         earlier = self._told_earlier(last=last)
-        if self._asynchronous and not last and earlier is None:
+        # Of any writer: they must all write this one here, or all in the background.
+        ends = last or writers.highest(int(earlier is not None)) > 0
+        if self._asynchronous and not ends:
             self._copies = {part: self._copied(part, held) for part, held in snapshot.held.items()}
             copied = Snapshot(snapshot.tensors, json.loads(json.dumps(snapshot.plain)), self._copies)
             self._thread = threading.Thread(

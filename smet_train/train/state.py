@@ -115,6 +115,8 @@ def restore(run: Run, snapshot: Snapshot, *, same_folder: bool) -> None:
     try:
         saved = snapshot.tensors["model"]
         run.topology.fit({name: saved[f"{name}.values"].shape[0] for name in run.topology.layers})
+        if run.topology.rules.prunes:
+            run.loss.renew()
         restore_model(run.model, saved)
         run.optimizer.restore(_names(run.model), snapshot.tensors["optimizer"], plain["optimizer"])
         restore_random_state(snapshot.tensors["random"], run.device)

@@ -73,6 +73,29 @@ def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_bit_for_bit(
     assert digest(folder, 6) == digest(tmp_path / "whole", 6)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("method=gmp", "topology.interval=2"),
+        ("method=smet_rigl", "model.family=gpt2", "model.dropout=0.1"),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_layers_that_shrink_and_probes_with_dropout_go_on_bit_for_bit(
+    quick_config: QuickConfig, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    """From a step after which the topology does not move, and from one after which it does."""
+    config = quick_config("checkpoint.interval=0", "train.micro_batch_size=1", *overrides)
+    train(config, tmp_path / "whole", 2)
+    for before in (2, 3):
+        folder = tmp_path / str(before)
+        assert end(start(config, folder, 2, of={0: partial(stop_after, before, signal.SIGUSR1)})) == [0, 0], said(
+            folder
+        )
+        train(config, folder, 2)
+        assert digest(folder, 6) == digest(tmp_path / "whole", 6)
+
+
 @pytest.mark.parametrize("dead", [0, 1])
 def test_when_one_process_is_killed_the_others_say_so_and_end(
     quick_config: QuickConfig, tmp_path: Path, dead: int

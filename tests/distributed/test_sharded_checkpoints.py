@@ -21,12 +21,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from smet_train.config.schema import Config
-from smet_train.errors import CheckpointError, ConfigError
+from smet_train.errors import CheckpointError, ConfigError, TrainingError
 from smet_train.export.write import export
 from smet_train.initial import open_pretrained
 from smet_train.job import run_training
 from smet_train.sparse.shards import local, split_as
-from smet_train.train import distributed_checkpoint, files, loop
+from smet_train.train import checkpoint, distributed_checkpoint, files, loop
 from smet_train.train.checkpoint import checkpoint_steps, load_checkpoint, what_is_wrong
 from smet_train.train.distributed_checkpoint import StoredParts, write_parts
 from smet_train.train.processes import Processes
@@ -263,6 +263,65 @@ class Full(io.FileIO):
 
 def fill_up(step: int) -> None:
     files.disk = FullAtStep(step)
+
+
+def fail_in_one(processes: Processes) -> None:
+    def fail() -> None:
+        if not processes.leads:
+            raise KeyError("a name")
+
+    kind = TrainingError if processes.leads else KeyError
+    with pytest.raises(kind, match="a name") as caught:
+        processes.each(fail)
+    assert not processes.leads or "another process of this run has failed: KeyError" in str(caught.value)
+    processes.add_up(torch.ones(1))  # they are in step
+
+
+def test_an_error_that_nobody_foresaw_is_heard_by_all() -> None:
+    each(2, fail_in_one)
+
+
+def run_out_of_memory(at_step: int) -> None:
+    finish = checkpoint._finish
+
+    def out_of_memory(working: Path, target: Path, step: int, *others: Any) -> None:
+        if step == at_step:
+            raise MemoryError("no room for the codes")
+        finish(working, target, step, *others)
+
+    patched("smet_train.train.checkpoint._finish", out_of_memory)
+
+
+def fail_afterwards(at_step: int) -> None:
+    save = checkpoint.save_checkpoint
+
+    def failing(folder: Path, step: int, *others: Any) -> Path:
+        written = save(folder, step, *others)
+        if step == at_step:
+            raise MemoryError("no room for the folder's names")
+        return written
+
+    patched("smet_train.train.saver.save_checkpoint", failing)
+
+
+def test_a_background_error_of_one_process_alone_ends_all_processes(quick_config: QuickConfig, tmp_path: Path) -> None:
+    """All make the save that notices it, in the same group of processes."""
+    config = quick_config(*SHARDED, "checkpoint.asynchronous=true")
+    assert end(start(config, tmp_path, 2, of={0: partial(fail_afterwards, 4)})) == [1, 1], said(tmp_path)
+    assert said(tmp_path).count("MemoryError: no room for the folder's names") == 1
+    assert checkpoint_steps(tmp_path / "checkpoints") == [2, 4, 6]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_error_that_is_not_of_the_disk_ends_all_processes(
+    quick_config: QuickConfig, tmp_path: Path, asynchronous: bool
+) -> None:
+    """In the leader alone, while the others wait for it; in the background the next save is made nevertheless."""
+    config = quick_config(*SHARDED, f"checkpoint.asynchronous={asynchronous}")
+    assert end(start(config, tmp_path, 2, of={0: partial(run_out_of_memory, 4)})) == [1, 1], said(tmp_path)
+    assert said(tmp_path).count("MemoryError: no room for the codes") == 1
+    assert checkpoint_steps(tmp_path / "checkpoints") == ([2, 6] if asynchronous else [2])
+    train(config, tmp_path, 2)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

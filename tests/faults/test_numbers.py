@@ -189,7 +189,7 @@ class PoisonAndStop(Poison):
 
 
 class PoisonAndEnd(Poison):
-    """After the spoilt batch there are no others, and ``error`` is why."""
+    """After the spoilt batch the source fails."""
 
     def __call__(self) -> None:
         super().__call__()

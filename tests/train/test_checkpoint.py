@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from smet_train.errors import CheckpointError
-from smet_train.train import files
+from smet_train.train import checkpoint, files
 from smet_train.train.checkpoint import (
     Keep,
     _own_checksum,
@@ -77,6 +77,20 @@ class Failing(files.Disk):
             raise OSError(errno.ENOSPC, "No space left on device")
 
         setattr(self, call, fail)
+
+
+def test_a_folder_that_can_not_be_listed_after_a_save_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lost(_: Path) -> list[int]:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(checkpoint, "checkpoint_steps", lost)
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, snapshot(step), Keep(1))
+    monkeypatch.undo()
+    assert checkpoint_steps(tmp_path) == [1, 2, 3]
+    assert caplog.text.count("no older checkpoint is deleted") == 3
 
 
 @pytest.mark.parametrize("failing", ["write", "sync", "rename", "make_folder"])

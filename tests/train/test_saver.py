@@ -89,15 +89,21 @@ def test_an_error_is_raised_at_the_next_call_at_the_latest(
     assert checkpoint_steps(tmp_path) == [3]
 
 
-def test_the_state_in_which_an_error_of_the_background_is_raised_is_written_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Otherwise one failed save would cost the steps of two intervals."""
-    writer = Saver(tmp_path, Keep(2), asynchronous=True)
+def failed_in_the_background(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Saver:
+    """A saver whose save of step 1 met a full disk; there is room again."""
+    writer = Saver(folder, Keep(2), asynchronous=True)
     with monkeypatch.context() as patch:
         patch.setattr(files, "disk", Full())
         writer.save(1, Snapshot({}, {}))
         assert not writer.has(1)
+    return writer
+
+
+def test_the_state_in_which_an_error_of_the_background_is_raised_is_written_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise one failed save would cost the steps of two intervals."""
+    writer = failed_in_the_background(tmp_path, monkeypatch)
     with pytest.raises(CheckpointError, match="step 1 could not be written.*No space left"):
         writer.save(2, Snapshot({}, {}))
     assert checkpoint_steps(tmp_path) == [2]
@@ -124,11 +130,7 @@ def test_the_last_state_is_written_though_the_save_before_it_has_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A disk that was full for a moment costs no more than one save, in the background too."""
-    writer = Saver(tmp_path, Keep(2), asynchronous=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "disk", Full())
-        writer.save(1, Snapshot({}, {}))
-        assert not writer.has(1)
+    writer = failed_in_the_background(tmp_path, monkeypatch)
     writer.save(2, Snapshot({}, {}), last=True)
     assert checkpoint_steps(tmp_path) == [2]
     assert "step 1 could not be written" in caplog.text
