@@ -24,7 +24,8 @@ def to_line(event: dict[str, Any]) -> str:
 
 
 def each_event(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a metrics file, one after the other; a last line torn by a crash is left out.
+    """The events of a metrics file, one after the other; a last line torn by a crash, or still being written, is left
+    out.
 
     Raises:
         ValueError: if a line other than the last is not a JSON object.
@@ -38,8 +39,10 @@ def each_event(path: Path) -> Iterator[dict[str, Any]]:
                 event = dict(json.loads(line))
             except (ValueError, TypeError) as error:
                 torn = ValueError(f"{path}, line {number}: {error}")
-                continue
-            yield event
+            else:
+                yield event
+            if not line.endswith(b"\n"):
+                return  # what comes next would be the rest of this line, when a run writes it
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -64,9 +64,11 @@ def train(run: Run) -> str:
 
 
 def asked_to_stop(run: Run) -> bool:
-    """Whether any process of the run is asked to stop; then all of them are."""
-    run.stop.take(run.processes.highest(run.stop.code))
-    return run.stop.reason is not None
+    """Whether any process of the run was asked to stop when they asked each other; then all of them are. A signal that
+    comes later, to some of them perhaps, counts the next time."""
+    agreed = run.processes.highest(run.stop.code)
+    run.stop.take(agreed)
+    return agreed > 0
 
 
 @contextmanager

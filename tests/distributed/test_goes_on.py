@@ -1,6 +1,7 @@
 """A run goes on in another number of processes, and after a stop, exactly."""
 
 import json
+import os
 import re
 import signal
 import time
@@ -14,6 +15,7 @@ import torch
 from smet_train.config.schema import Config
 from smet_train.tracking.jsonl import read_events
 from smet_train.train import step
+from smet_train.train.processes import Processes
 from tests.distributed.ranks import (
     FOUR,
     apart,
@@ -71,6 +73,34 @@ def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_bit_for_bit(
     assert (ended["step"], ended["reason"]) == (3, "SIGUSR1")
     train(config, folder, 2)
     assert digest(folder, 6) == digest(tmp_path / "whole", 6)
+
+
+def signal_as_they_ask(at_call: int) -> None:
+    """SIGTERM to this process alone when all have just heard that none is asked to stop."""
+    highest, calls = Processes.highest, 0
+
+    def ask(processes: Processes, number: int) -> int:
+        nonlocal calls
+        heard = highest(processes, number)
+        calls += 1
+        if calls == at_call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return heard
+
+    patched("smet_train.train.processes.Processes.highest", ask)
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_signal_as_the_processes_ask_each_other_stops_them_a_step_later(
+    quick_config: QuickConfig, tmp_path: Path, asked: int
+) -> None:
+    """Of the launcher's signal, which reaches each when it does, one process may know a moment before the others."""
+    config = quick_config("checkpoint.interval=0", "train.micro_batch_size=1")
+    folder = tmp_path / "stopped"
+    statuses = end(start(config, folder, 2, of={asked: partial(signal_as_they_ask, 3)}))
+    assert statuses == [0, 0], said(folder)
+    [ended] = [event for event in read_events(folder / "metrics.jsonl") if event["event"] == "end"]
+    assert (ended["step"], ended["reason"]) == (3, "SIGTERM")
 
 
 @pytest.mark.parametrize(

@@ -148,8 +148,15 @@ MUTANTS = [
     Mutant(
         "a signal stops one process alone",
         LOOP,
-        "run.stop.take(run.processes.highest(run.stop.code))",
-        "run.stop.take(run.stop.code)",
+        "agreed = run.processes.highest(run.stop.code)",
+        "agreed = run.stop.code",
+        "tests/distributed/test_goes_on.py -k signal",
+    ),
+    Mutant(
+        "a signal that comes while the processes ask each other stops one of them alone",
+        LOOP,
+        "    return agreed > 0\n",
+        "    return run.stop.reason is not None\n",
         "tests/distributed/test_goes_on.py -k signal",
     ),
     Mutant(

@@ -41,6 +41,25 @@ def test_a_torn_last_line_is_left_out_and_any_other_is_an_error(tmp_path: Path) 
         read_events(path)
 
 
+def test_a_line_that_is_being_written_is_the_last_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"event": "a"}\n{"eve')
+    parse = json.loads
+
+    def as_it_is_written(line: bytes) -> object:
+        try:
+            return parse(line)
+        except ValueError:
+            with path.open("a") as file:
+                file.write('nt": "b"}\n{"event": "c"}\n')
+            raise
+
+    monkeypatch.setattr("smet_train.tracking.jsonl.json.loads", as_it_is_written)
+    assert [event["event"] for event in read_events(path)] == ["a"]
+    monkeypatch.undo()
+    assert [event["event"] for event in read_events(path)] == ["a", "b", "c"]
+
+
 def test_the_file_is_cut_back_to_a_position(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "metrics.jsonl"
     sink = JsonlSink(path)
