@@ -174,7 +174,7 @@ def build_spikes(
             sharded=sharded,
         )
 
-    return SpikeWatch(meter("train"), meter("probe"), probe_loss)
+    return SpikeWatch(meter("train"), meter("probe"), probe_loss, config.tracking.probe_windows)
 
 
 def split_probe(config: Config, held_out: Tensor) -> tuple[Tensor, Tensor]:

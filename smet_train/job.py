@@ -47,13 +47,23 @@ from smet_train.train.heap import release_freed_memory
 from smet_train.train.imports import import_what_steps_use
 from smet_train.train.lock import run_folder_lock
 from smet_train.train.loop import train
-from smet_train.train.processes import Processes, joined
-from smet_train.train.resume import choose_checkpoint, is_finished, is_own, refuse_to_overwrite, set_later_aside
+from smet_train.train.processes import Processes, joined, lost_process_told
+from smet_train.train.resume import (
+    choose_checkpoint,
+    finished_step,
+    is_finished,
+    is_own,
+    refuse_to_overwrite,
+    set_later_aside,
+)
 from smet_train.train.run import Run
 from smet_train.train.signals import StopRequest
 from smet_train.train.state import held_tensors, restore
 
 log = logging.getLogger(__name__)
+
+# A scheduler's signal to all processes of a run reaches each of them a second time, from what has started them.
+_ECHO_S = 2.0
 
 
 def run_training(config: Config, run_folder: Path, console: Console | None = None) -> int:
@@ -71,7 +81,7 @@ def run_training(config: Config, run_folder: Path, console: Console | None = Non
         compute_deterministically()
     with (
         joined(config.train.device.name, config.train.processes, config.seed) as processes,
-        StopRequest(hours(config.train.max_hours)) as stop,
+        StopRequest(hours(config.train.max_hours), echo_s=_ECHO_S if processes.size > 1 else 0.0) as stop,
         ExitStack() as held,
     ):
         processes.told(lambda: check_processes(config, processes.size))
@@ -79,7 +89,7 @@ def run_training(config: Config, run_folder: Path, console: Console | None = Non
             console = Console(quiet=True)
         run_folder, checkpoint, changes = processes.told(lambda: begin(config, run_folder, held, console))
         if processes.told(lambda: is_finished(run_folder, checkpoint, config.train.steps)):
-            tell_finished(console, config, run_folder)
+            tell_finished(console, config, run_folder, checkpoint)
             return 0
         back = None
         while True:
@@ -124,13 +134,18 @@ def compute_deterministically() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def tell_finished(console: Console, config: Config, run_folder: Path) -> None:
-    """The summary again, and how to extend the run or start over."""
+def tell_finished(console: Console, config: Config, run_folder: Path, checkpoint: Path | None) -> None:
+    """The summary again, and how to extend the run, if ``checkpoint`` is there, or start over."""
     print_summary(console, run_summary(run_folder))
+    step = finished_step(run_folder)
+    extend = (
+        "Its checkpoints are gone, so that it can't be extended"
+        if checkpoint is None
+        else f"To extend it, type the same command with more steps, for instance train.steps={2 * config.train.steps}"
+    )
     console.print(
-        f"This run is finished at step {config.train.steps}: {run_folder}\n"
-        f"To extend it, type the same command with more steps, for instance train.steps={2 * config.train.steps}; "
-        "to start over in a fresh folder, add checkpoint.resume=never.",
+        f"This run is finished at step {step}: {run_folder}\n"
+        f"{extend}; to start over in a fresh folder, add checkpoint.resume=never.",
         soft_wrap=True,
     )
 
@@ -258,7 +273,8 @@ def start(run: Run, config: Config, checkpoint: Path | None, changes: Sequence[C
     own = is_own(checkpoint, run.folder)
     try:
         into = None if run.sharded is None else held_tensors(run)[0]
-        restore(run, load_checkpoint(checkpoint, into), same_folder=own)
+        with lost_process_told():
+            restore(run, load_checkpoint(checkpoint, into), same_folder=own)
     except DataError as error:
         raise about_changed_files(error, changes) from error
     run.processes.told(lambda: set_later_aside(checkpoint) if own else None)

@@ -18,6 +18,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def restarts() -> int:
+    """How often torchrun starts a run again that has failed."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+
+
 def follows() -> bool:
     """Whether another process reads the data, writes the run folder and tells the user what happens."""
     return rank() > 0

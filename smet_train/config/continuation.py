@@ -1,6 +1,7 @@
 """Going on with a run under other settings: which may change, which may not, and what is written down of it."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from smet_train.config.fields import leaves, spell
 from smet_train.config.identity import VOLATILE_KEYS
 from smet_train.config.paths import absolute
 from smet_train.config.plain import flatten, plain, to_dict
-from smet_train.config.schema import Config, DropSchedule, LrScheduleName
+from smet_train.config.schema import Config, DropSchedule, Grow, LrScheduleName
 from smet_train.errors import CheckpointError, DataError
 
 # Settings that a run keeps from its first step to its last: what is trained, on what, by which rule, in which order.
@@ -101,7 +102,23 @@ def check_continuation(saved: Mapping[str, Any], config: Config, checkpoint: Pat
             f"train.steps={config.train.steps}, but {checkpoint} has done {saved['step']} steps already; write "
             f"train.steps={saved['step']} or more, or go back with checkpoint.resume={checkpoint.parent}/step_XXXXXXXX"
         )
+    _refuse_unpruned(saved, config, checkpoint)
     return changes
+
+
+def _refuse_unpruned(saved: Mapping[str, Any], config: Config, checkpoint: Path) -> None:
+    """Raises CheckpointError if a run that prunes gradually had not come to its density in ``checkpoint``, and has no
+    update left in which it could."""
+    topology = config.topology
+    before = saved["config"]["topology"]
+    if topology.grow is not Grow.nothing or before["grow"] != Grow.nothing.name:
+        return
+    due = int(saved["topology"]["last_step"]) + before["interval"]
+    if due < before["stop_at"] * saved["config"]["train"]["steps"] and due >= topology.stop_at * config.train.steps:
+        raise CheckpointError(
+            f"train.steps={config.train.steps} leaves no update in which {checkpoint} could be pruned to its density "
+            f"any more; write train.steps={math.floor(due / topology.stop_at) + 1} or more"
+        )
 
 
 def refuse_changes(changes: Sequence[Change], where: Path, own: bool) -> None:

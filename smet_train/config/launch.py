@@ -223,6 +223,7 @@ def _check(arguments: Namespace, check: Callable[[Config], None] | None) -> Path
             settings = compose_settings(arguments.overrides, name, config_dir)
             config = to_config(settings)
             validate(config)
+            _refuse_fresh_restarts(config)
         folder = _output_folder(settings, "sweep" if sweeps else "run")
     if check is not None:
         check(config)
@@ -230,6 +231,15 @@ def _check(arguments: Namespace, check: Callable[[Config], None] | None) -> Path
     if not sweeps:
         check_files(config, folder)
     return folder
+
+
+def _refuse_fresh_restarts(config: Config) -> None:
+    if ranks.restarts() > 0 and config.checkpoint.resume == "never":
+        raise ConfigError(
+            f"checkpoint.resume=never would let torchrun's --max-restarts={ranks.restarts()} begin at step 0 each "
+            "time; leave one of them out, or name a fresh folder with hydra.run.dir=... instead of "
+            "checkpoint.resume=never"
+        )
 
 
 def _output_folder(settings: DictConfig, kind: str) -> Path:

@@ -68,9 +68,11 @@ def _check(processes: Processes, digests: Mapping[str, int], where: str) -> None
     differs = (every != every[0]).nonzero().tolist()
     if differs:
         process, place = differs[0]
-        raise TrainingError(
-            f"{where} {list(digests)[place]} of process {process} is not that of process 0 ({len(differs)} differ in "
-            "all). All processes must run the same versions of torch and smet-train, on the same kind of machine; the "
-            "same command goes on from the newest checkpoint",
-            exit_status=1,
+        raise processes.alike(
+            TrainingError(
+                f"{where} {list(digests)[place]} of process {process} is not that of process 0 ({len(differs)} differ "
+                "in all). All processes must run the same versions of torch and smet-train, on the same kind of "
+                "machine; the same command goes on from the newest checkpoint",
+                exit_status=1,
+            )
         )

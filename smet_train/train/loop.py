@@ -301,7 +301,8 @@ def finish(run: Run) -> str:
     steps, writes the same file as one that never stopped. A run killed in here comes back here.
     """
     saved_now = save(run, last=True)
-    if saved_now or (run.finished and run.state.reported_step < run.state.step):
+    reported = 0 < run.state.step == run.state.reported_step  # when it was due; it may have failed then
+    if (saved_now or run.finished) and not reported:
         report_checkpoint(run)
     complete = run.finished and (run.state.evaluated_step == run.state.step or evaluate(run))
     if complete:

@@ -130,10 +130,13 @@ class Processes:
         for _, failure in every:
             if failure is not None:
                 kind, message, status = failure
-                heard: SmetError = kind(message, exit_status=status)
-                heard.told = not self.leads
-                raise heard
+                raise self.alike(kind(message, exit_status=status))
         return [made for made, _ in every]
+
+    def alike(self, error: SmetError) -> SmetError:
+        """``error``, which all processes are about to raise: the leader tells it."""
+        error.told = not self.leads
+        return error
 
     def scattered(self, parts: list[Tensor] | None, like: Tensor) -> Tensor:
         """Fill ``like`` with this process's one of the leader's ``parts``, which are of its shape and dtype."""
@@ -223,10 +226,12 @@ def joined(device: str, named: int, seed: int) -> Iterator[Processes]:
     """
     size = ranks.world_size()
     if named not in (1, size):
-        raise ConfigError(
-            f"train.processes={named}, but this is one of {size} processes; smet-train starts them itself, and under "
-            "torchrun train.processes is left out"
+        mismatch = ConfigError(
+            f"train.processes={named}, but this is one of {size} processes that were started; write "
+            f"train.processes=1 or {size} under torchrun, or leave torchrun out: smet-train starts them itself"
         )
+        mismatch.told = ranks.follows()
+        raise mismatch
     if size == 1:
         yield ALONE
         return

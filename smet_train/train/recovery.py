@@ -53,9 +53,11 @@ def go_back(run: Run, what: str) -> NoReturn:
     kept = keep_for_inspection(run)
     note_incident(run, what, "ending")
     tried = f"after going back {run.guard.rollbacks} times" if newest else "and there is no checkpoint to go back to"
-    raise TrainingError(
-        f"step {step}: {what}, {tried}; {_advice(run.folder if newest else None)}. The bad state {kept}",
-        exit_status=1,
+    raise run.processes.alike(
+        TrainingError(
+            f"step {step}: {what}, {tried}; {_advice(run.folder if newest else None)}. The bad state {kept}",
+            exit_status=1,
+        )
     )
 
 

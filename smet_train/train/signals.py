@@ -24,10 +24,19 @@ class StopRequest:
 
     Args:
         budget_s: seconds from now after which the run should stop; None for no limit.
+        echo_s: for so many seconds the first signal, sent again, is the same one.
     """
 
-    def __init__(self, budget_s: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        budget_s: float | None = None,
+        *,
+        echo_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._clock = clock
+        self._echo_s = echo_s
+        self._sent_s = 0.0
         self._ends_s = None if budget_s is None else clock() + budget_s
         self._signal: str | None = None  # that this process was sent
         self._taken: str | None = None  # from another process, or the end of the budget
@@ -68,9 +77,12 @@ class StopRequest:
         self._previous.clear()
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
         if self._signal is not None:
+            if name == self._signal and self._clock() < self._sent_s + self._echo_s:
+                return
             os._exit(128 + number)
-        self._signal = signal.Signals(number).name
+        self._signal, self._sent_s = name, self._clock()
         with suppress(OSError):  # the terminal, or who read the output, may have gone: often that is the signal's cause
             # Not print: the signal may have come in the middle of another print.
             os.write(

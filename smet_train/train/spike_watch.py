@@ -16,14 +16,20 @@ class SpikeWatch:
         train: meter of the training losses.
         probe: meter of the probe losses, or None.
         probe_loss: the model's present loss on the probe batch; called only inside an open window.
+        probe_windows: sequences in the probe batch, by which it is known.
     """
 
     def __init__(
-        self, train: SpikeMeter, probe: SpikeMeter | None = None, probe_loss: Callable[[], float] | None = None
+        self,
+        train: SpikeMeter,
+        probe: SpikeMeter | None = None,
+        probe_loss: Callable[[], float] | None = None,
+        probe_windows: int = 0,
     ) -> None:
         self.train = train
         self.probe = probe
         self.probe_loss = probe_loss
+        self.probe_windows = probe_windows
 
     def before_step(self, step: int) -> list[dict[str, Any]]:
         """Take the probe loss of step ``step`` if a window is open that lacks it; returns the spike events that this
@@ -53,10 +59,13 @@ class SpikeWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """The open windows of both meters in plain values."""
-        return {"train": self.train.state_dict(), "probe": None if self.probe is None else self.probe.state_dict()}
+        probe = None if self.probe is None else self.probe.state_dict()
+        return {"train": self.train.state_dict(), "probe": probe, "probe_windows": self.probe_windows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue open windows; a probe that the checkpoint does not know starts with the next update."""
+        """Continue open windows; a probe that the checkpoint does not know, or with another batch, starts with the next
+        update."""
         self.train.load_state_dict(state["train"])
-        if self.probe is not None and state["probe"] is not None:
+        same = state.get("probe_windows", self.probe_windows) == self.probe_windows  # an older checkpoint does not say
+        if self.probe is not None and state["probe"] is not None and same:
             self.probe.load_state_dict(state["probe"])

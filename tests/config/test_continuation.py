@@ -70,6 +70,28 @@ def test_fewer_steps_than_are_done_are_refused(tmp_path: Path) -> None:
     assert changes == [("train.steps", 10_000, 8)]
 
 
+@pytest.mark.parametrize(
+    ("last_update", "steps", "least"),
+    [(40, 40, 51), (40, 50, 51), (40, 51, None), (90, 91, None), (0, 10, 11)],
+)
+def test_a_run_that_prunes_is_not_ended_before_its_density(
+    tmp_path: Path, last_update: int, steps: int, least: int | None
+) -> None:
+    prunes = ["method=gmp", "topology.interval=10", "topology.stop_at=1"]
+    saved = {
+        "config": to_dict(compose([*prunes, "train.steps=100"])),
+        "step": last_update,
+        "topology": {"last_step": last_update},
+    }
+    config = compose([*prunes, "train.steps=100"])
+    config.train.steps = steps
+    if least is None:
+        check_continuation(saved, config, tmp_path / "checkpoints" / "step_00000040", tmp_path)
+        return
+    with pytest.raises(CheckpointError, match=f"train.steps={steps} leaves no update .* write train.steps={least} or"):
+        check_continuation(saved, config, tmp_path / "checkpoints" / "step_00000040", tmp_path)
+
+
 CONSTANT = ["optimizer.schedule=constant", "optimizer.warmup_fraction=0"]
 
 

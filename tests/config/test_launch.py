@@ -33,6 +33,19 @@ def test_a_mistake_that_shows_later_leaves_no_folder_either(tmp_path: Path) -> N
     assert list(tmp_path.rglob("*")) == [tmp_path / "outputs"]
 
 
+def test_a_run_that_torchrun_restarts_must_not_begin_afresh_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = ["checkpoint.resume=never"]
+    assert launch(lambda *_: 0, fresh) == 0
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    assert launch(lambda *_: 0, []) == 0
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=r"let torchrun's --max-restarts=3 begin at step 0 each time; leave one"):
+        launch(lambda *_: 0, fresh)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_failure_of_the_surroundings_keeps_its_log(tmp_path: Path) -> None:
     def fail(*_: object) -> int:
         raise DataError("no network", exit_status=1)

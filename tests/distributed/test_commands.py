@@ -125,13 +125,18 @@ def test_torchrun_restarts_a_killed_run_which_ends_bit_for_bit_as_one_that_was_n
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "to_all"), [(signal.SIGTERM, True), (signal.SIGINT, False)], ids=["SIGTERM to all", "SIGINT"]
+)
 def test_a_signal_to_smet_train_saves_and_ends_all(
-    typed: Callable[..., "subprocess.Popen[str]"], tmp_path: Path, number: signal.Signals
+    typed: Callable[..., "subprocess.Popen[str]"], tmp_path: Path, number: signal.Signals, to_all: bool
 ) -> None:
+    """Which may be sent to its processes too, as systemd does, so that each gets it twice."""
     run = tmp_path / "run"
     process = typed(SMET_TRAIN, *LONG, "train.processes=2", "train.steps=100000", "checkpoint.interval=0")
     wait_for_step(run, 10)
+    for rank in ranks_of(run).values() if to_all else ():
+        os.kill(rank, number)
     process.send_signal(number)
     output = said(process)
     assert process.returncode == 0, output

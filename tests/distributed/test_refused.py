@@ -1,5 +1,6 @@
 """What goes wrong in a run of several processes is told once, and ends all of them."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,25 @@ def test_gradients_that_are_freed_can_not_be_shared(quick_config: QuickConfig) -
 def test_another_number_than_was_started() -> None:
     with pytest.raises(ConfigError, match="train.processes=3, but this is one of 1 processes"), joined("cpu", 3, 1):
         pass
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_another_number_than_was_started_is_told_once(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
+    with pytest.raises(ConfigError, match="write train.processes=1 or 2 under torchrun") as told, joined("cpu", 4, 1):
+        pass
+    assert told.value.told == (rank == 1)
+
+
+def bad_losses() -> None:
+    """Every loss is NaN."""
+    patched("smet_train.train.loop.forward_backward", lambda *_: math.nan)
+
+
+def test_bad_numbers_that_end_a_run_are_told_once(quick_config: QuickConfig, tmp_path: Path) -> None:
+    assert end(start(quick_config("train.micro_batch_size=1"), tmp_path, 2, bad_losses)) == [1, 1]
+    assert said(tmp_path).count("and there is no checkpoint to go back to") == 1
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +122,7 @@ def test_another_topology_in_one_process_ends_the_run_and_names_the_layer(
     config = quick_config("train.micro_batch_size=1", "debug.check_invariants=false")
     assert end(start(config, tmp_path, 2, of={1: partial(disturb_index, 4)})) == [1, 1]
     text = said(tmp_path)
-    assert "after step 4: layer model.layers.0.self_attn.o_proj of process 1 is not that of process 0" in text
+    assert text.count("after step 4: layer model.layers.0.self_attn.o_proj of process 1 is not that of process 0") == 1
 
 
 def other_weights() -> None:

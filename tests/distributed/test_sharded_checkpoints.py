@@ -375,6 +375,21 @@ def test_in_the_background_a_copy_is_written(quick_config: QuickConfig, saved: P
         assert digest(tmp_path, step) == digest(saved, step)
 
 
+def die_restoring() -> None:
+    """SIGKILL to this process where its parts of the saved index are to be looked at with those of the others."""
+    patched("smet_train.train.state.sites", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def test_a_process_that_dies_as_a_checkpoint_is_restored_ends_the_others_in_one_line(
+    quick_config: QuickConfig, tmp_path: Path
+) -> None:
+    train(quick_config(*SHARDED, "train.steps=2"), tmp_path, 2)
+    statuses = end(start(quick_config(*SHARDED), tmp_path, 2, of={1: die_restoring}))
+    assert statuses == [1, -signal.SIGKILL]
+    assert "another process of this run has ended" in said(tmp_path)
+    assert "Traceback" not in said(tmp_path)
+
+
 def die_writing(step: int) -> None:
     """SIGKILL to this process while it writes its part of the checkpoint of ``step``."""
     write = distributed_checkpoint._NewFile.write

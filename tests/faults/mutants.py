@@ -84,8 +84,8 @@ MUTANTS = [
     Mutant(
         "a last save that a run was killed after is not reported",
         LOOP,
-        "    if saved_now or (run.finished and run.state.reported_step < run.state.step):",
-        "    if saved_now:",
+        "    if (saved_now or run.finished) and not reported:",
+        "    if saved_now and not reported:",
         "tests/faults/test_kills.py -k every_event",
     ),
     Mutant(

@@ -20,6 +20,7 @@ from smet_train.job import run_training
 from smet_train.tracking.jsonl import JsonlSink, read_events
 from smet_train.train import files, loop, step
 from smet_train.train.checkpoint import checkpoint_steps
+from smet_train.train.run import Run
 from tests.faults.trials import trace
 from tests.tracking.full_file import FullFile
 
@@ -144,6 +145,28 @@ def test_with_warn_a_disk_that_is_full_for_a_while_costs_its_checkpoints_alone(
         "step_00000004",
         "metrics.jsonl is written again, nothing is missing from it",
     ]
+
+
+def test_with_warn_a_save_that_failed_when_it_was_due_is_made_at_the_end_and_reported_once(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick_config("checkpoint.interval=3", "checkpoint.on_error=warn")
+    train(config, tmp_path / "whole")
+    begin, finish = loop.catch_up, loop.finish
+
+    def full(run: Run) -> None:
+        monkeypatch.setattr(files, "disk", Full())
+        begin(run)
+
+    def with_room(run: Run) -> str:
+        monkeypatch.setattr(files, "disk", files.Disk())
+        return finish(run)
+
+    monkeypatch.setattr(loop, "catch_up", full)
+    monkeypatch.setattr(loop, "finish", with_room)
+    train(config, tmp_path / "full")
+    assert checkpoint_steps(tmp_path / "full" / "checkpoints") == [6]
+    assert trace(tmp_path / "full") == trace(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("on_error", ["warn", "stop"])

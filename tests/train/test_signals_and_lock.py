@@ -77,6 +77,26 @@ with StopRequest() as stop:
     assert killed(code) == 128 + signal.SIGINT
 
 
+@pytest.mark.parametrize(
+    ("again", "later_s", "status"),
+    [("SIGTERM", 1.9, 0), ("SIGTERM", 2.1, 128 + signal.SIGTERM), ("SIGINT", 0.1, 128 + signal.SIGINT)],
+)
+def test_an_echo_of_the_first_signal_is_the_same_one(again: str, later_s: float, status: int) -> None:
+    """A scheduler's signal to all processes of a run reaches each a second time, from what has started them."""
+    code = f"""
+import os, signal
+from smet_train.train.signals import StopRequest
+now_s = 100.0
+with StopRequest(echo_s=2.0, clock=lambda: now_s) as stop:
+    stop.arm()
+    os.kill(os.getpid(), signal.SIGTERM)
+    now_s += {later_s}
+    os.kill(os.getpid(), signal.{again})
+    assert stop.reason == "SIGTERM"
+"""
+    assert killed(code) == status
+
+
 def test_what_is_ignored_from_the_start_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
