@@ -86,7 +86,7 @@ def run_training(config: Config, run_folder: Path, console: Console | None = Non
     ):
         processes.told(lambda: check_processes(config, processes.size))
         if not processes.leads:
-            console = Console(quiet=True)
+            console = Console(quiet=True, markup=False)  # which it reads all the same
         run_folder, checkpoint, changes = processes.told(lambda: begin(config, run_folder, held, console))
         if processes.told(lambda: is_finished(run_folder, checkpoint, config.train.steps)):
             tell_finished(console, config, run_folder, checkpoint)

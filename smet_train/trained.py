@@ -1,6 +1,7 @@
 """A trained model opened from its checkpoint alone: what evaluation, export and generation begin with."""
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from smet_train.train.resume import find_checkpoint
 from smet_train.train.state import restore_model
 
 log = logging.getLogger(__name__)
+
+_NO_NAMES = ("", "..")  # of a path that is typed inside the run folder, such as ".": the run is not among its parents
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,9 @@ def open_trained(path: Path, device: torch.device | str = "cpu", *, backend: str
         CheckpointError: as :func:`find_checkpoint`; also if the run's tokenizer is gone or is another one.
         ConfigError, BackendError: if its settings can't be built here.
     """
-    checkpoint = find_checkpoint(path)
+    checkpoint = find_checkpoint(_from_root(path) if path.name in _NO_NAMES else path)
+    if checkpoint.parent.name in _NO_NAMES:
+        checkpoint = _from_root(checkpoint)
     snapshot = load_checkpoint(checkpoint, only="model")
     config = from_dict(snapshot.plain["config"])
     tokenizer = _tokenizer(checkpoint, snapshot.plain["data"]["identity"]["tokenizer"])
@@ -82,6 +87,10 @@ def open_trained(path: Path, device: torch.device | str = "cpu", *, backend: str
         else:
             _compute_as_trained(name, layer, snapshot.plain["backends"][name])
     return Trained(checkpoint, int(snapshot.plain["step"]), config, model, tokenizer, densities)
+
+
+def _from_root(path: Path) -> Path:
+    return Path(os.path.abspath(path))
 
 
 def _tokenizer(checkpoint: Path, content_hash: str) -> TextTokenizer:

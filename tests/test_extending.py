@@ -131,7 +131,7 @@ def test_a_source_of_ones_own_gives_the_same_tokens(here: Path, smet_train: Call
     smet_train("resume", "table", "train.steps=8")
     assert len(losses(here / "table")) == 8
     said = smet_train(*others, *table, "data.files=[corpus.txt]", "hydra.run.dir=wrong", status=2)
-    assert "file is not a database" in said
+    assert f"data.files=['{here / 'corpus.txt'}'] data.name=articles: file is not a database" in said
     said = smet_train(*others, *table, "hydra.run.dir=wrong", status=2)
     assert "needs data.files=[FILE.db]" in said
 

@@ -52,6 +52,16 @@ def test_a_run_folder_gives_its_newest_checkpoint(run_folder: Path, where: str) 
     assert find_checkpoint(newest.parent / "step_00000003") == newest.parent / "step_00000003"
 
 
+@pytest.mark.parametrize("typed", [".", "../step_00000003", ".."])
+def test_a_checkpoint_is_found_from_inside_its_run(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    monkeypatch.chdir(run_folder / "checkpoints" / "step_00000003")
+    trained = open_trained(Path(typed))
+    assert trained.run_folder.resolve() == run_folder.resolve()
+    assert trained.step == (6 if typed == ".." else 3)
+
+
 def test_another_backend_computes_the_same(run_folder: Path) -> None:
     tokens = torch.arange(40).view(2, 20)
     with torch.no_grad():

@@ -81,7 +81,7 @@ def _end_with_parent() -> None:
 
 
 def _train(config: Config, folder: Path) -> None:
-    run_training(config, folder, Console(file=io.StringIO()))
+    run_training(config, folder, Console(file=io.StringIO(), markup=False))
 
 
 def read_outcome(folder: Path) -> Outcome:

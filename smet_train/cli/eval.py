@@ -1,6 +1,7 @@
 """The console script ``smet-eval``: the loss of a trained model, on its own validation text or another, and tasks."""
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smet_train.cli.flags import Flags, add_model_flags, check_exists, number, run_command
+from smet_train.config.new_folder import check_writable
 from smet_train.config.schema import DataSource, TextUnit
 from smet_train.config.validate import FILE_SOURCES
 from smet_train.errors import ConfigError, DataError
@@ -52,6 +54,10 @@ _FLAGS_OF_SETTINGS = (
     ("data.subset=", "--subset "),
     ("data.split=", "--hub-split "),
     ("data.text_field=", "--text-field "),
+    ("data.max_bad_fraction=", "the run's data.max_bad_fraction="),
+    ("data.max_document_bytes=", "the run's data.max_document_bytes="),
+    ("data.retries=", "the run's data.retries="),
+    ("data.validation_fraction=", "the run's data.validation_fraction="),
 )
 
 
@@ -103,6 +109,8 @@ def _run(given: argparse.Namespace) -> None:
     from smet_train.trained import open_trained
 
     trained = open_trained(given.checkpoint, choose_device(given.device, "--device "), backend=given.backend)
+    if given.out is None:
+        check_writable(trained.run_folder / "evals", "write --out FILE")
     console, command, started = open_console(), ["smet-eval", *sys.argv[1:]], time.perf_counter()
     console.print(f"{shlex.join(command)}\n{trained.checkpoint}, step {trained.step}", soft_wrap=True)
     common: dict[str, Any] = {"out": given.out, "batch_size": given.batch_size, "command": command, "started": started}
@@ -115,7 +123,7 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _check(given: argparse.Namespace) -> None:
-    """Raises ConfigError for flags that are at odds, DataError for files that are missing."""
+    """Raises ConfigError for flags that are at odds or a file that can't be written, DataError for missing files."""
     kind = None if given.data is None else DataSource[given.data]
     stray = _ONLY_TEXT if given.tasks else _ONLY_TASKS
     for name in stray:
@@ -134,6 +142,10 @@ def _check(given: argparse.Namespace) -> None:
         raise ConfigError("--split eval is the windows of the run's own evaluations; leave --data out, or write all")
     if given.task_path is not None and not given.task_path.is_dir():
         raise ConfigError(f"--task-path {given.task_path} is no folder; give one that holds task files (*.yaml)")
+    if given.out is not None:
+        if os.path.isdir(given.out):
+            raise ConfigError(f"--out {given.out} is a folder; give a file, for example {given.out / 'result.json'}")
+        check_writable(given.out.parent, "give another file with --out")
     if given.tasks:
         require_harness()
     if given.files:

@@ -56,7 +56,7 @@ def _flags() -> Flags:
 
 def _run(given: argparse.Namespace) -> None:
     check_exists(given.checkpoint)
-    prompt = _standard_input() if given.prompt == "-" else given.prompt
+    prompt = _standard_input() if given.prompt == "-" else _typed(given.prompt)
     # Only now what imports torch.
     from smet_train.evaluation.generate import Sampling, encode_prompt, generate_text, room_for
     from smet_train.train.device import choose_device
@@ -85,6 +85,14 @@ def _standard_input() -> str:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"the prompt on standard input is not UTF-8 text ({error.reason}); convert it") from error
+
+
+def _typed(prompt: str) -> str:
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # bytes that are not UTF-8 are half characters in Python's arguments
+        raise ConfigError("the prompt is not UTF-8 text; convert it, or set the terminal to UTF-8") from error
+    return prompt
 
 
 def _write(piece: str) -> None:

@@ -21,7 +21,7 @@ def expand(patterns: Sequence[str]) -> list[str]:
     """Absolute paths and URLs behind ``patterns``: each glob sorted, duplicates dropped, the patterns' order kept.
 
     Raises:
-        DataError: if a pattern matches no file.
+        DataError: if a pattern matches no file, or is no URL though it begins like one.
     """
     found: dict[str, None] = {}
     for pattern in patterns:

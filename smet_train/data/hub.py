@@ -128,6 +128,8 @@ class HubStream:
         self._tally = Tally(rules, told, (state["good"], state["bad"]) if state else (0, 0))
         self._retries = Retries(rules.retries)
         self._at: State | None = state["at"] if state else None  # after the last document that was given
+        # Rows before that place, blank ones too; states of earlier versions have no count of those.
+        self._row: int = state.get("row", state["good"] + state["bad"]) if state else 0
         self._open()
 
     def __iter__(self) -> "HubStream":
@@ -136,16 +138,16 @@ class HubStream:
     def __next__(self) -> str:
         while True:
             row = self._next_row()
-            place = f"row {self._tally.good + self._tally.bad + 1}"
+            place = f"row {self._row + 1}"
             content = checked(row.get(self._field), self._field, self._columns, place, self._longest_bytes)
             text = self._tally.taken(content, self._name)
-            self._at = self._dataset.state_dict()
+            self._at, self._row = self._dataset.state_dict(), self._row + 1
             if text is not None:
                 return text
 
     def state_dict(self) -> State:
-        """Where the next row is: datasets' own position, with the counts of good and bad documents."""
-        return {"at": self._at, "good": self._tally.good, "bad": self._tally.bad}
+        """Where the next row is: datasets' own position, with the counts of rows, and of good and bad documents."""
+        return {"at": self._at, "row": self._row, "good": self._tally.good, "bad": self._tally.bad}
 
     @property
     def bad(self) -> int:

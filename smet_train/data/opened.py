@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from smet_train.data.remote import RemoteFile, is_url
 
@@ -69,17 +70,25 @@ def read_chunks(name: str, offset: int = 0) -> Iterator[bytes]:
         OSError: if it can't be read.
     """
     with closing(open_raw(name)) as raw:
-        ending = next((ending for ending in COMPRESSED if name.partition("?")[0].endswith(ending)), None)
+        ending = _ending(name)
         if ending is None:
             raw.seek(offset)
             while chunk := raw.read(CHUNK_BYTES):
                 yield chunk
+            return
+        if not raw.peek(1):  # some formats have nothing shorter than a header; an empty file is empty in all of them
             return
         position = 0
         for chunk in _decompressed(raw, ending):
             position += len(chunk)
             if position > offset:
                 yield chunk[max(0, len(chunk) - (position - offset)) :]
+
+
+def _ending(name: str) -> str | None:
+    """The compression that the name tells; a URL's name ends before its query."""
+    path = (urlsplit(name).path if is_url(name) else name).lower()
+    return next((ending for ending in COMPRESSED if path.endswith(ending)), None)
 
 
 def _decompressed(raw: Any, ending: str) -> Iterator[bytes]:

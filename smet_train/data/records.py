@@ -126,6 +126,8 @@ def parquet_reader(field: str, longest_bytes: int) -> FileReader:
                 raise Damaged(
                     f"it has no column {field!r}; write data.text_field=, its columns are {', '.join(columns)}"
                 )
+            if columns.count(field) > 1:
+                raise Damaged(f"it has {columns.count(field)} columns {field!r}; rename all but one of them")
             rows = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
             if group < len(rows) and done == rows[group]:  # nothing of it is left, and reading it again takes time
                 group, done = group + 1, 0

@@ -33,7 +33,19 @@ def is_url(name: str) -> bool:
 
 
 def quoted_url(url: str) -> str:
-    """``url`` with spaces and letters beyond ASCII as a server is sent them; what is quoted already stays."""
+    """``url`` with spaces and letters beyond ASCII as a server is sent them; what is quoted already stays.
+
+    Raises:
+        DataError: if it names no host, or a port that can't be one: no server would ever answer.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        wrong = "" if parts.hostname else "it names no host"
+        _ = parts.port  # raises for one that is no number, or too large
+    except ValueError as error:
+        wrong = str(error)
+    if wrong:
+        raise DataError(f"data.files: {url} is not a URL ({wrong}); write https://HOST/PATH or https://HOST:PORT/PATH")
     return urllib.parse.quote(url, safe=":/?#[]@!$&'()*+,;=%~")
 
 
@@ -145,8 +157,13 @@ class RemoteFile(io.RawIOBase):
             self._at += dropped
 
 
-def _lost(url: str, error: http.client.HTTPException) -> ConnectionError:
-    """For those who know the system's errors: an answer that is not HTTP, or that ends too early."""
+def _lost(url: str, error: http.client.HTTPException) -> Exception:
+    """For those who know the system's errors: an answer that is not HTTP, or that ends too early.
+
+    What was asked for may be at fault too, by its name and password, or by where a server has sent us.
+    """
+    if isinstance(error, http.client.InvalidURL):
+        return DataError(f"data.files: {url} can't be fetched ({error}); write a URL that is served to anyone")
     return ConnectionError(f"{url}: {error!r}")
 
 

@@ -76,13 +76,15 @@ class Tally:
             raise DataError(
                 f"{self.last}; mend it, or write data.on_bad=skip to leave such out", exit_status=fault.exit_status
             )
-        self.bad += 1
         if file not in self._told:
             self._told.add(file)
             log.warning("data: left out %s; further ones of this file are counted alone", self.last)
-        seen = self.good + self.bad
-        if self.bad > self._rules.max_bad_fraction * max(seen, FEWEST_DOCUMENTS):
+        bad = self.bad + 1
+        seen = self.good + bad
+        if bad > self._rules.max_bad_fraction * max(seen, FEWEST_DOCUMENTS):
+            # Not counted: the position is before it, so that a run which goes on from there meets it again.
             raise DataError(
-                f"{self.bad} of {seen} documents of this epoch are bad, more than data.max_bad_fraction="
+                f"{bad} of {seen} documents of this epoch are bad, more than data.max_bad_fraction="
                 f"{self._rules.max_bad_fraction:g} allows; the last: {self.last}"
             )
+        self.bad = bad

@@ -230,8 +230,9 @@ def register_source(name: str, documents: Callable[[SourceSpec], Sequence[str]])
     """Let ``data.source`` name a source of your own.
 
     Args:
-        documents: from the ``data.*`` settings anything with ``len()`` and ``[i]`` that gives a text; read one at a
-            time, from a second thread. Positions are numbers of documents, so a run goes on exactly.
+        documents: from the ``data.*`` settings, ``data.files`` as absolute paths, anything with ``len()`` and ``[i]``
+            that gives a text; read one at a time, from a second thread. Positions are numbers of documents, so a run
+            goes on exactly.
 
     Raises:
         DataError: if the name is taken.

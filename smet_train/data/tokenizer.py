@@ -24,6 +24,10 @@ _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 _FORMAT = "byte-level BPE 1"
 
 
+def _write_utf8(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
 class TextTokenizer:
     """Text to token ids and back. No special token is ever read from text or added but by the packing.
 
@@ -87,7 +91,7 @@ class TextTokenizer:
         """The content of its ``tokenizer.json``."""
         return str(self._tokenizer.to_str(pretty=True))
 
-    def save(self, folder: Path, write: Callable[[Path, str], object] = Path.write_text) -> None:
+    def save(self, folder: Path, write: Callable[[Path, str], object] = _write_utf8) -> None:
         """Write ``tokenizer.json`` into ``folder``, and the ``tokenizer_config.json`` that names its end of text.
 
         The folder then loads with ``from_file`` and with transformers' ``AutoTokenizer``.

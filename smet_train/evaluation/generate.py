@@ -15,6 +15,9 @@ from smet_train.errors import ConfigError
 from smet_train.train.precision import compute_context
 from smet_train.trained import Trained
 
+# Below, the logits' own rounding decides more than the temperature does, and dividing by it overflows in the end.
+_COLDEST = 1e-8
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -103,7 +106,7 @@ def generate_text(
     """
     device = next(trained.model.parameters()).device
     room = room_for(trained, prompt_ids)
-    greedy = sampling.temperature == 0
+    greedy = sampling.temperature < _COLDEST
     settings = GenerationConfig(
         max_new_tokens=sampling.max_tokens if room is None else min(sampling.max_tokens, room),
         do_sample=not greedy,

@@ -120,10 +120,15 @@ def text_loss(
 
 
 def recorded_loss(trained: Trained) -> float | None:
-    """The loss of the run's own last evaluation at this step, by its metrics.jsonl; None if there was none."""
+    """The loss of the run's own last evaluation at this step, by its metrics.jsonl; None if there was none, or, with a
+    warning, if the file can't be read."""
     path = trained.run_folder / "metrics.jsonl"
-    events = read_events(path) if path.is_file() else []
-    losses = [event["loss"] for event in events if event["event"] == "eval" and event["step"] == trained.step]
+    try:
+        events = read_events(path) if path.is_file() else []
+    except (OSError, ValueError) as error:
+        log.warning("the loss is not compared with the run's own: %s", error)
+        return None
+    losses = [event["loss"] for event in events if event.get("event") == "eval" and event["step"] == trained.step]
     return float(losses[-1]) if losses else None
 
 

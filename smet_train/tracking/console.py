@@ -19,9 +19,10 @@ _WIDTHS_OF_FACTS = (48, 68, 80)
 def open_console() -> Console:
     """Standard output, as wide as the terminal, or wide enough for the tables where it is a file or a pipe.
 
-    It may end first: rich would end the process.
+    It may end first: rich would end the process. Text is shown as it is: paths and names may hold what rich takes for
+    its markup, ``[b]``, or for an emoji, ``:x:``.
     """
-    console = Console(file=lasting(sys.stdout), highlight=False)
+    console = Console(file=lasting(sys.stdout), highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _WIDTH_OF_FILES
     return console

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from smet_train.bench.jobs import run_jobs
+from smet_train.bench.jobs import _train, read_outcome, run_jobs
 from smet_train.bench.settings import LossBench
 from smet_train.cli.bench import help_text, main
 from smet_train.config.compose import compose
@@ -102,6 +102,11 @@ def test_lr_rule(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick: list[st
     assert result["rules"]["none"]["losses"]["1"] == result["rules"]["sqrt"]["losses"]["1"]
     assert len(result["bars"]) == 1
     assert (tmp_path / "lr_rule.png").is_file()
+
+
+def test_a_job_is_trained_whatever_its_folder_is_called(tmp_path: Path, quick: list[str]) -> None:
+    _train(compose([*quick, "train.steps=1"]), tmp_path / "a[" / "b]")
+    assert read_outcome(tmp_path / "a[" / "b]").losses
 
 
 @pytest.mark.slow

@@ -1,6 +1,9 @@
 """``smet-eval``: what it prints and writes, and what it refuses."""
 
+import errno
 import json
+import os
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,6 +12,7 @@ import pytest
 
 from smet_train.cli import eval as command
 from smet_train.evaluation import extra
+from smet_train.train import files
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -135,11 +139,67 @@ def test_without_the_harness_the_extra_is_named(call: Call, run_folder: Path, mo
     assert (status, "pip install 'smet-train[eval]'" in errors) == (2, True)
 
 
-def test_a_file_that_can_not_be_written_is_a_failure(call: Call, run_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    status, _, errors = call(run_folder, "--out", tmp_path / "file" / "out.json")
+def test_a_file_that_can_not_be_written_is_a_failure(
+    call: Call, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = files.replace_text
+
+    def full(path: Path, text: str) -> None:
+        if path.name == "out.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, text)
+
+    monkeypatch.setattr(files, "replace_text", full)
+    status, _, errors = call(run_folder, "--out", tmp_path / "out.json")
     assert status == 1
-    assert "out.json can't be written (" in errors
+    assert "out.json can't be written (No space left on device); write --out FILE" in errors
+
+
+def test_where_nothing_can_be_written_nothing_is_evaluated(
+    call: Call, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smet_train.evaluation.report.text_loss", None)
+    (tmp_path / "file").touch()
+    status, _, errors = call(run_folder, "--out", tmp_path)
+    told = f"smet-eval: --out {tmp_path} is a folder; give a file, for example {tmp_path / 'result.json'}\n"
+    assert (status, errors) == (2, told)
+    status, _, errors = call(run_folder, "--out", tmp_path / "file" / "out.json")
+    assert (status, "file is a file; give another file with --out\n" in errors) == (2, True)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    status, _, errors = call(run_folder)
+    assert (status, "is read-only here; write --out FILE\n" in errors) == (2, True)
+
+
+def test_a_damaged_line_of_metrics_loses_no_evaluation(
+    call: Call, run_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run_folder, copy)
+    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text("".join([lines[0], "broken\n", *lines[1:]]))
+    status, _, _ = call(copy)
+    assert (status, "metrics.jsonl, line 2: Expecting value" in caplog.text) == (0, True)
+    assert "recorded_loss" not in json.loads((copy / "evals" / "step_00000006-eval.json").read_text())
+
+
+def test_names_are_shown_as_they_are(call: Call, run_folder: Path, corpus: Path, tmp_path: Path) -> None:
+    text = tmp_path / "a[/b]:x:" / "[red].txt"
+    text.parent.mkdir(parents=True)
+    text.write_bytes(corpus.read_bytes())
+    status, printed, _ = call(
+        run_folder, "--data", "text", "--files", text, "--max-tokens", "9", "--out", tmp_path / "o"
+    )
+    assert status == 0
+    assert str(text) in printed.replace("'", "")
+    assert "loss on text: 1 file" in printed
+    assert "first [red].txt" in printed
+
+
+def test_a_setting_that_no_flag_gives_is_the_runs(call: Call, run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_bytes(b"x" * 50_000_001)
+    status, _, errors = call(run_folder, "--data", "text", "--files", tmp_path / "long.txt")
+    assert status == 2
+    assert "it is longer than the run's data.max_document_bytes=50000000; mend it, or leave" in errors
 
 
 def test_ctrl_c_ends_it_without_a_traceback(call: Call, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """``smet-generate``: text on standard output as it comes, everything else on standard error."""
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -44,6 +45,17 @@ def test_the_prompt_from_standard_input(call: Call, run_folder: Path, monkeypatc
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Käse".encode("latin-1"))))
     status, _, errors = call(run_folder, "-")
     assert (status, "standard input is not UTF-8" in errors) == (2, True)
+
+
+def test_a_prompt_that_is_not_text_is_one_line(call: Call, run_folder: Path) -> None:
+    status, printed, errors = call(run_folder, os.fsdecode("Käse".encode("latin-1")))
+    assert (status, printed, errors.startswith("smet-generate: the prompt is not UTF-8 text")) == (2, "", True)
+
+
+@pytest.mark.parametrize("temperature", ["1e-40", "1e-9"])
+def test_next_to_no_temperature_is_none(call: Call, run_folder: Path, temperature: str) -> None:
+    status, coldest, _ = call(run_folder, "the model", "--max-tokens", "5", "--temperature", temperature)
+    assert (status, coldest) == call(run_folder, "the model", "--max-tokens", "5", "--temperature", "0")[:2]
 
 
 def test_positions_are_told(call: Call, run_folder: Path) -> None:

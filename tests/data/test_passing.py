@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import random
+import re
 import socket
 import threading
 import urllib.error
@@ -231,6 +232,26 @@ def test_an_address_is_sent_as_a_server_understands_it(server: Server) -> None:
     assert quoted_url("https://host:8/a/b.txt?key=a%2Fb&x=[1]#part") == "https://host:8/a/b.txt?key=a%2Fb&x=[1]#part"
 
 
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://host:99999/a.txt", "Port out of range 0-65535"),
+        ("http://host:80a/a.txt", "Port could not be cast to integer value as '80a'"),
+        ("http:///a.txt", "it names no host"),
+        ("https://", "it names no host"),
+        ("http://[::1/a.txt", "Invalid IPv6 URL"),
+    ],
+)
+def test_an_address_that_can_not_be_one_is_told_at_once(url: str, why: str) -> None:
+    with pytest.raises(DataError, match=re.escape(f"data.files: {url} is not a URL ({why}); write https://HOST/PATH")):
+        open_source(SourceSpec("text", files=(url,)))
+
+
+def test_an_address_with_a_password_is_told_at_once() -> None:
+    with pytest.raises(DataError, match=r"http://me:word@host/a.txt can't be fetched \(nonnumeric port: 'word@host'\)"):
+        open_source(SourceSpec("text", files=("http://me:word@host/a.txt",)))
+
+
 def test_an_answer_that_is_not_http_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smet_train.data.retry.FIRST_WAIT_S", 0.001)
     asked = 0
@@ -295,8 +316,9 @@ class Rows:
 
     failures = 0
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, first: str = "text 1") -> None:
         self.error = error
+        self.first = first
         self.at = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -311,7 +333,7 @@ class Rows:
                 Rows.failures += 1
                 raise self.error
             self.at += 1
-            yield {"text": None if self.at == 2 else f"text {self.at}"}
+            yield {"text": None if self.at == 2 else self.first if self.at == 1 else f"text {self.at}"}
 
 
 def hub_stream(error: Exception, on_bad: str, state: dict[str, Any] | None = None) -> HubStream:
@@ -343,6 +365,25 @@ def test_what_is_wrong_with_a_row_or_a_file_of_the_hub_is_told() -> None:
     with pytest.raises(DataError, match=r"can't read a/b: ArrowInvalid: damaged") as told:
         list(hub_stream(pa.ArrowInvalid("damaged"), "skip"))
     assert told.value.exit_status == 2
+
+
+def test_rows_of_the_hub_are_numbered_with_the_blank_ones() -> None:
+    Rows.failures = 2
+    told: set[str] = set()
+
+    def stream(state: dict[str, Any] | None) -> HubStream:
+        make = lambda: Rows(OSError(), first=" ")  # noqa: E731
+        return HubStream(make, field="text", columns=["text"], name="a/b", rules=ReadRules(), told=told, state=state)
+
+    failed = stream(None)
+    for again in (failed, stream(failed.state_dict())):
+        with pytest.raises(DataError, match=r"a/b row 2: it has no text"):
+            next(again)
+    skipping = hub_stream(OSError(), "skip")
+    assert next(skipping) == "text 1"
+    earlier = {key: value for key, value in skipping.state_dict().items() if key != "row"}
+    with pytest.raises(DataError, match=r"a/b row 2: it has no text"):
+        next(stream(earlier))
 
 
 def test_a_long_document_of_the_hub_is_a_bad_one() -> None:

@@ -37,6 +37,17 @@ def test_a_fraction_of_a_thousand_documents_or_more_may_be_bad(tmp_path: Path) -
         list(skipping(tmp_path, fraction=0.0).documents())
 
 
+def test_the_bad_document_that_is_one_too_many_is_counted_once(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", n_good=5, n_bad=11)
+    source = skipping(tmp_path)
+    stream, told = source.documents(), r"11 of 16 documents"
+    with pytest.raises(DataError, match=told):
+        list(stream)
+    with pytest.raises(DataError, match=told):
+        list(source.documents(state=stream.state_dict()))
+    assert len(list(skipping(tmp_path, fraction=0.011).documents(state=stream.state_dict()))) == 0
+
+
 def test_a_source_of_bad_documents_alone_says_what_is_wrong_with_the_last(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", n_good=0, n_bad=2)
     with pytest.raises(DataError, match=r"every document is empty or bad; the last: .*a\.jsonl line 2: it is not JSON"):

@@ -16,6 +16,7 @@ import pytest
 
 from smet_train.data import records
 from smet_train.data.files import human_bytes
+from smet_train.data.opened import COMPRESSED
 from smet_train.data.python_source import find_python_files, split_source
 from smet_train.data.sources import Source, SourceSpec, open_source
 from smet_train.errors import DataError
@@ -39,6 +40,12 @@ def test_text_is_read_by_line_paragraph_or_document(
     assert [t.strip() for t in opened("text", path, text_unit="line").documents()] == ["one é", "two", "three", "four"]
     assert [t.strip() for t in opened("text", path).documents()] == ["one é\ntwo", "three\nfour"]
     assert [t.strip() for t in opened("text", path, text_unit="document").documents()] == [text.strip()]
+
+
+@pytest.mark.parametrize("name", ["what?.txt.gz", "A.TXT.GZ"])
+def test_a_compressed_file_is_known_by_its_names_end(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(b"words"))
+    assert list(opened("text", tmp_path / name).documents()) == ["words"]
 
 
 @pytest.mark.parametrize("field", ["text", "content"])
@@ -128,11 +135,13 @@ def test_a_moved_corpus_has_the_same_fingerprint_and_a_changed_one_another(shard
     assert opened("text", *copies, text_unit="line").fingerprint != first
 
 
+@pytest.mark.parametrize("ending", ["", *COMPRESSED])
 def test_empty_files_are_left_out_with_a_warning(
-    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, ending: str
 ) -> None:
-    (tmp_path / "nothing.txt").touch()
-    assert len(list(opened("text", *shards, tmp_path / "nothing.txt", text_unit="line").documents())) == 120
+    nothing = tmp_path / f"nothing.txt{ending}"
+    nothing.touch()
+    assert len(list(opened("text", nothing, *shards, text_unit="line").documents())) == 120
     assert "left out 1 empty files of 4" in caplog.text
 
 
@@ -186,6 +195,9 @@ def test_mistakes_about_files_are_told(tmp_path: Path) -> None:
         opened("nothing")
     pq.write_table(pa.table({"body": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"has no column 'text'; write data.text_field=, its columns are body"):
+        opened("parquet", tmp_path / "a.parquet")
+    pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: it has 2 columns 'text'; rename all but one of them"):
         opened("parquet", tmp_path / "a.parquet")
 
 

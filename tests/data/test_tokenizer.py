@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,6 +83,20 @@ def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(tokenizer: TextT
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.eos_token_id == tokenizer.eos_id
     assert theirs("few sites move")["input_ids"] == tokenizer.encode("few sites move")
+
+
+def test_a_tokenizer_is_saved_in_utf8_whatever_the_locale(source: Source, tmp_path: Path) -> None:
+    script = (
+        "from pathlib import Path\n"
+        "from smet_train.data.tokenizer import TextTokenizer\n"
+        "TextTokenizer.from_file(Path('in')).save(Path('out'))\n"
+    )
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+    prepare(source, tmp_path).save(tmp_path / "in")
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "out/tokenizer.json").read_bytes() == (tmp_path / "in/tokenizer.json").read_bytes()
 
 
 def test_a_tokenizer_of_ones_own_is_loaded(source: Source, tokenizer: TextTokenizer, tmp_path: Path) -> None:

@@ -55,6 +55,13 @@ def test_in_any_other_number_of_processes(quick_config: QuickConfig, tmp_path: P
         assert position(here) == position(at)
 
 
+@pytest.mark.slow
+def test_a_finished_run_is_told_whatever_its_folder_is_called(quick_config: QuickConfig, tmp_path: Path) -> None:
+    config = quick_config("train.steps=1", "train.eval_interval=0")
+    for _ in range(2):
+        train(config, tmp_path / "a[" / "b]", 2)
+
+
 def position(state: str) -> object:
     """Where in the data a checkpoint is."""
     return json.loads(state)["data"]

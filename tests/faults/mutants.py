@@ -438,12 +438,14 @@ MUTANTS = [
         'pool.map(lambda _: "", fresh)',
         "tests/faults/test_data_changed.py",
     ),
-    Mutant("bad documents are not counted", "data/rules.py", "        self.bad += 1\n", "", "tests/data/test_rules.py"),
+    Mutant(
+        "bad documents are not counted", "data/rules.py", "        self.bad = bad\n", "", "tests/data/test_rules.py"
+    ),
     Mutant(
         "bad documents have no limit",
         "data/rules.py",
-        "        if self.bad > self._rules",
-        "        if False and self.bad > self._rules",
+        "        if bad > self._rules",
+        "        if False and bad > self._rules",
         "tests/data/test_rules.py",
     ),
 ]

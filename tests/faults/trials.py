@@ -67,7 +67,7 @@ def _child(config: Config, folder: Path, hooks: tuple[Hook, ...]) -> None:
     for hook in hooks:
         hook()
     try:
-        status = job.run_training(config, folder, Console(file=io.StringIO()))
+        status = job.run_training(config, folder, Console(file=io.StringIO(), markup=False))
     except SmetError as error:
         if not error.told:
             print(f"smet-train: {error}", file=sys.stderr, flush=True)

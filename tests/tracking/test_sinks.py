@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from rich.table import Table
 
 from smet_train.errors import SmetError
 from smet_train.tracking.console import ConsoleSink, duration, open_console
@@ -233,6 +234,18 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_a_file_is_wide_enough_for_the_tables() -> None:
     assert open_console().width == 120
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    console, text = open_console(), "a[/b]:x:[red]"
+    table = Table(title=text)
+    table.add_column(f"column {text}")
+    table.add_row(f"cell {text}")
+    console.print(table)
+    ConsoleSink(console, total_steps=1, start_step=0, log_interval=1).emit(
+        {"event": "checkpoint", "step": 1, "path": text}
+    )
+    assert capsys.readouterr().out.count(text) == 4
 
 
 def test_throughput_counts_tokens_over_unpaused_time() -> None:
