@@ -1,7 +1,9 @@
 """The closing summary of a run, from its metrics.jsonl alone."""
 
+import logging
 from array import array
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -11,8 +13,17 @@ from rich.table import Table
 
 from smet_train.tracking.jsonl import each_event
 
+log = logging.getLogger(__name__)
+
 _LAST_STEPS = 10
 _COMPARABLE_BYTES = 2**27  # below, a process has more in threads and compiled code than in the tensors of its model
+
+
+def _readable(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        yield from each_event(path)
+    except ValueError as error:
+        log.warning("the summary lacks what comes after it: %s", error)
 
 
 def run_summary(run_folder: Path) -> dict[str, Any]:
@@ -21,13 +32,14 @@ def run_summary(run_folder: Path) -> dict[str, Any]:
     Losses are in nats a token. ``train_loss`` is the mean of the last 10 steps, ``eval_loss`` the last validation loss,
     of step ``eval_step``, and ``first_eval_loss`` the first, if there are two. ``spikes`` has, for each source of
     losses, the number of measured updates and the mean and largest spike. Of each step no more than its speed is held.
+    A damaged line is a warning, and what follows it is left out.
     """
     path = run_folder / "metrics.jsonl"
     speeds, losses = array("d"), deque[float](maxlen=_LAST_STEPS)
     evals: list[dict[str, Any]] = []
     spikes: dict[str, list[float]] = {"train": [], "probe": []}
     summary: dict[str, Any] = {"topology_updates": 0, "spikes": {}}
-    for event in each_event(path) if path.is_file() else ():
+    for event in _readable(path) if path.is_file() else ():
         kind = event["event"]
         if kind == "train":
             summary["step"], summary["tokens"] = event["step"], event["tokens"]

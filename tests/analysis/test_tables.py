@@ -119,6 +119,18 @@ def test_numbers_that_are_not_finite_are_numbers(tmp_path: Path) -> None:
     assert summary["tokens_per_s"] == math.inf
 
 
+def test_a_damaged_line_is_told_and_what_comes_before_it_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A finished run's command typed again, and a sweep's table, are not stopped by it."""
+    path = write_run(tmp_path, EVENTS) / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:6], b"\x00\x00\n", *lines[6:]]))
+    assert run_summary(tmp_path)["step"] == 4
+    assert "the summary lacks what comes after it: " in caplog.text
+    assert "metrics.jsonl, line 7: " in caplog.text
+
+
 def test_a_folder_without_a_run_has_an_empty_summary(tmp_path: Path) -> None:
     assert run_summary(tmp_path) == {"topology_updates": 0, "spikes": {}}
     assert "topology updates" in printed(print_summary, run_summary(tmp_path))

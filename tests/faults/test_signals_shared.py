@@ -1,4 +1,4 @@
-"""SIGTERM and SIGKILL to one of several processes, or to all, between any two of the things that they tell each other."""
+"""SIGTERM and SIGKILL to one of several processes, or to all, between any two things that they tell each other."""
 
 import os
 import signal
