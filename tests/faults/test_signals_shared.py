@@ -13,7 +13,7 @@ from smet_train.config.schema import Config
 from smet_train.train.processes import Processes
 from smet_train.train.signals import StopRequest
 from tests.distributed.ranks import end, patched, said, start, train
-from tests.faults.trials import difference, trace
+from tests.faults.trials import Hook, difference, trace
 
 QuickConfig = Callable[..., Config]
 STEPS = 7  # the last save is not one of those every 2 steps
@@ -68,8 +68,8 @@ def test_a_signal_between_any_two_exchanges(
     with campaign(name, part=parallel) as tally:
         for draw in tally.draws(few=1, every=8):
             folder, exchange = tmp_path / str(tally.tried), draw.randint(1, N_EXCHANGES)
-            asked = draw.choice([(0,), (1,), (0, 1)])
-            hooks = {rank: partial(signal_after, exchange) for rank in asked}
+            asked: tuple[int, ...] = draw.choice([(0,), (1,), (0, 1)])
+            hooks: dict[int, Hook] = {rank: partial(signal_after, exchange) for rank in asked}
             fault = wrong(config, folder, whole, end(start(config, folder, 2, of=hooks)))
             tally.note(fault and f"{asked} after {exchange}: {fault}\n{said(folder)[-2000:]}")
 
