@@ -267,7 +267,7 @@ def test_a_job_that_fails_is_tried_again_as_often_as_asked_and_a_mistake_is_not(
     words = [
         "checkpoint.resume=never",
         "hydra.launcher.retries=1",
-    ]  # the sweep is fresh, its job's second attempt is not
+    ]  # fresh, its second attempt is not
     process = smet_train_process("-m", *long_run, "sparsity.density=0.1,1.5", *words)
     deadline_s = time.monotonic() + 200
     while not (found := list(tmp_path.glob("multirun/*/sparsity.density=0.1"))) or steps_done(found[0]) < 10:
