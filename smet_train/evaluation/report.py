@@ -124,7 +124,7 @@ def _task_name(tasks: list[str]) -> str:
 
 
 def _limits(**given: int | None) -> str:
-    """What a file's name says of an evaluation that is not the whole one, whose result it is not to take the place of."""
+    """What a file's name says of an evaluation that is not the whole one, so as not to take that one's place."""
     return "".join(f"-{key}_{value}" for key, value in given.items() if value is not None)
 
 
