@@ -24,6 +24,15 @@ trap 'unfinished=1; kill -USR1 "$run"' USR1
 # Of a pre-emption SLURM tells the run itself; a second signal would end it before it has saved.
 trap 'unfinished=1' TERM
 
+case " $* " in
+*" checkpoint.resume=never "*)
+    # Each start would get a fresh folder: this job's has its number, and what is in it when SLURM starts it once more
+    # is its own.
+    case " $* " in *" hydra.run.dir="*) ;; *) set -- "$@" "hydra.run.dir=outputs/slurm-$SLURM_JOB_ID" ;; esac
+    [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || set -- "$@" checkpoint.resume=auto
+    ;;
+esac
+
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # which srun does not take over from sbatch by itself
 srun smet-train "$@" &
 run=$!

@@ -29,14 +29,21 @@ def plan_part(config: Config, micro_batch_size: int | None = None) -> Plan:
     return plan_run(config, micro_batch_size, split_over=split_over(config))
 
 
+def micro_batch_sizes(config: Config) -> list[int]:
+    """Those that a run may have, from the smallest: what divides a process's share of the batch, and with a fused step,
+    which accumulates nothing, the whole."""
+    own = config.train.batch_size // config.train.processes
+    least = own if config.train.fused_backward_step else 1
+    return [size for size in range(least, own + 1) if own % size == 0]
+
+
 def largest_micro_batch(config: Config, memory_bytes: float) -> tuple[int, int]:
-    """(micro-batch size, peak bytes) of the largest divisor of the batch size whose step fits ``memory_bytes``.
+    """(micro-batch size, peak bytes) of the largest of :func:`micro_batch_sizes` whose step fits ``memory_bytes``.
 
     Raises:
-        ConfigError: if not even one sequence at a time fits.
+        ConfigError: if not even the smallest fits.
     """
-    own = config.train.batch_size // split_over(config)
-    sizes = [size for size in range(1, own + 1) if own % size == 0]
+    sizes = micro_batch_sizes(config)
     low, high = -1, len(sizes)  # sizes[low] fits, sizes[high] does not: the peak grows with the size
     peaks: dict[int, int] = {}
     while high - low > 1:
@@ -44,9 +51,16 @@ def largest_micro_batch(config: Config, memory_bytes: float) -> tuple[int, int]:
         peaks[middle] = plan_part(config, sizes[middle]).footprint.peak_bytes
         low, high = (middle, high) if peaks[middle] <= memory_bytes else (low, middle)
     if low < 0:
+        who, lower = f"one sequence of {config.data.sequence_tokens} tokens at a time needs", "lower "
+        if config.train.fused_backward_step:
+            who = (
+                f"train.fused_backward_step=true takes the train.batch_size={sizes[0]} sequences of "
+                f"{config.data.sequence_tokens} tokens at a time, which need"
+            )
+            lower = "leave it out with train.micro_batch_size=1, or lower train.batch_size, "
         raise ConfigError(
-            f"plan.memory_gib={memory_bytes / 2**30:g}: one sequence of {config.data.sequence_tokens} tokens at a time "
-            f"needs {format_bytes(peaks[0])}; lower sparsity.density, data.sequence_tokens or the model's size"
+            f"plan.memory_gib={memory_bytes / 2**30:g}: {who} {format_bytes(peaks[0])}; {lower}sparsity.density, "
+            "data.sequence_tokens or the model's size"
         )
     return sizes[low], peaks[low]
 
@@ -81,10 +95,11 @@ def print_plan(console: Console, compose: Compose, settings: PlanSettings) -> No
         console.print(ranks_table(of_all[0].footprint, of_all[1].footprint, settings.ranks))
     if settings.memory_gib is not None:
         size, peak = largest_micro_batch(config, settings.memory_gib * 2**30)
-        whole = size == config.train.batch_size // split_over(config)
+        of_each = f" of each of {config.train.processes} processes" if config.train.processes > 1 else ""
+        whole = size == micro_batch_sizes(config)[-1]
         console.print(
             f"in {settings.memory_gib:g} GiB: train.micro_batch_size={size}, peak {format_bytes(peak)}"
-            + (": the whole batch, and more would fit" if whole else ""),
+            + (f": the whole batch{of_each}, and more would fit" if whole else ""),
             soft_wrap=True,
         )
 

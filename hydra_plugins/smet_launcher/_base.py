@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.smet_launcher._job import Job
 from smet_train.config.paths import folder_override
@@ -37,11 +37,15 @@ def swept_overrides(overrides: Sequence[str], command: Sequence[str]) -> list[st
 
 
 def folder_name(overrides: Sequence[str]) -> str:
-    """A job's overrides as the name of one folder; an overlong one is cut and told apart by a hash."""
-    name = ",".join(overrides).replace("/", "_") or "defaults"
-    if len(name.encode()) <= _LONGEST_NAME:
+    """A job's overrides as the name of one folder; an overlong one is cut. One that does not hold them letter by letter
+    is told apart by a hash."""
+    text = ",".join(overrides)
+    name = text.replace("/", "_") or "defaults"
+    if len(name.encode()) > _LONGEST_NAME:
+        name = name.encode()[: _LONGEST_NAME // 2].decode(errors="ignore")  # not half a letter
+    elif "/" not in text:
         return name
-    return f"{name[: _LONGEST_NAME // 2]}-{sha256(name.encode()).hexdigest()[:8]}"
+    return f"{name}-{sha256(text.encode()).hexdigest()[:8]}"
 
 
 class JobLauncher(Launcher):
@@ -123,17 +127,20 @@ class JobLauncher(Launcher):
         name = str(config.hydra.sweep.subdir) or folder_name(chosen)
         folder = self.sweep_folder / name
         words = [*_config_options(config), *overrides, folder_override(folder)]
-        return Job(number + 1, name, overrides, folder, [sys.executable, "-m", "smet_train", *words])
+        # What a further attempt finds in the folder is the job's own, which a fresh start would refuse.
+        again = ["checkpoint.resume=auto"] if OmegaConf.select(config, "checkpoint.resume") == "never" else []
+        return Job(number + 1, name, overrides, folder, [sys.executable, "-m", "smet_train", *words], again)
 
     def report(self, prints: bool = True) -> list[dict[str, Any]]:
         """Write sweep.csv over all jobs up to now, and print it as a table if wanted; returns its rows."""
-        from smet_train.analysis.sweep import print_sweep_table, sweep_rows, write_sweep_csv
+        from smet_train.analysis.sweep import keep_times, print_sweep_table, sweep_rows, write_sweep_csv
 
-        rows = sweep_rows([asdict(job) for job in self.jobs])
-        write_sweep_csv(self.sweep_folder / "sweep.csv", rows)
+        table = self.sweep_folder / "sweep.csv"
+        rows = keep_times(sweep_rows([asdict(job) for job in self.jobs]), table)
+        write_sweep_csv(table, rows)
         if prints:
             print_sweep_table(self.console, rows)
-            self.console.print(f"table: {self.sweep_folder / 'sweep.csv'}", soft_wrap=True)
+            self.console.print(f"table: {table}", soft_wrap=True)
         return rows
 
     @contextmanager

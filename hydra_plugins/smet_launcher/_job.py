@@ -22,6 +22,7 @@ class Job:
     overrides: list[str]
     folder: Path
     command: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)  # words that a further attempt has behind the command
     status: str = "stopped"
     error: str | None = None
     wall_s: float = 0.0
@@ -32,12 +33,12 @@ def _silent(_text: str) -> None:
 
 
 class JobProcess:
-    """Runs a job to its end, its output going to ``console.log`` in its folder.
+    """Runs a job to its end, its output added to ``console.log`` in its folder.
 
     Args:
         retries: how often a job that failed is started anew; a user's mistake is not.
         environment: variables beside those of this process, which win.
-        goes_on: whether the job was begun by another process before; its log is then added to.
+        goes_on: whether the job was begun by another process of the same sweep before.
         tell: called with a line about each new attempt.
     """
 
@@ -64,7 +65,7 @@ class JobProcess:
         started_s = time.monotonic()
         self._job.folder.mkdir(parents=True, exist_ok=True)
         for attempt in range(self._retries + 1):
-            status = self._attempt(appends=attempt > 0 or self._goes_on)
+            status = self._attempt(self._job.again if attempt > 0 or self._goes_on else [])
             if status in (0, None, _MISTAKE) or attempt == self._retries or self._stopped:
                 break
             self._tell(f"failed: {self._job.error}; trying again")
@@ -77,16 +78,17 @@ class JobProcess:
             if self._child is not None:
                 self._child.send_signal(number)
 
-    def _attempt(self, appends: bool) -> int | None:
+    def _attempt(self, more: list[str]) -> int | None:
         """Run the process to its end; returns its exit status, None if the job was stopped before."""
         log = self._job.folder / "console.log"
-        with log.open("ab" if appends else "wb") as output:
+        with log.open("ab") as output:
+            before_bytes = output.tell()
             with self._starting:
                 if self._stopped:
                     return None
                 # A session of its own: Ctrl-C on the terminal reaches the driver alone, which passes it on once.
                 self._child = subprocess.Popen(
-                    self._job.command,
+                    [*self._job.command, *more],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -96,13 +98,16 @@ class JobProcess:
             status = self._child.wait()
         if not self._stopped:
             self._job.status = "done" if status == 0 else "failed"
-            self._job.error = None if status == 0 else _error_text(log, status)
+            self._job.error = None if status == 0 else _error_text(log, before_bytes, status)
         return status
 
 
-def _error_text(log: Path, status: int) -> str:
-    """The last line that a failed job printed; of a killed one also how."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def _error_text(log: Path, before_bytes: int, status: int) -> str:
+    """The last line that a failed job printed, behind what earlier attempts have; of a killed one also how."""
+    with log.open("rb") as file:
+        file.seek(before_bytes)
+        printed = file.read().decode("utf-8", errors="replace")
+    lines = [line for line in printed.splitlines() if line.strip()]
     last = lines[-1].strip() if lines else "no output"
     killed = f"killed by {signal.Signals(-status).name}; " if status < 0 else ""
     return f"{killed}{last} (see {log})"

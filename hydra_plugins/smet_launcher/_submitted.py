@@ -20,7 +20,8 @@ class SubmittedJob:
 
     Args:
         retries: see :class:`JobProcess`; within one submission.
-        goes_on: whether it is a requeued one.
+        goes_on: whether submitit has requeued it. SLURM's own requeue, after a pre-emption or the loss of a node, calls
+            what was first submitted again.
     """
 
     def __init__(self, job: Job, retries: int = 0, *, goes_on: bool = False) -> None:
@@ -30,7 +31,8 @@ class SubmittedJob:
 
     def __call__(self) -> Job:
         """The job with what came of it. The process gets SIGINT and SIGTERM passed on; it saves and ends."""
-        self._process = JobProcess(self._job, self._retries, goes_on=self._goes_on, tell=print)
+        goes_on = self._goes_on or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        self._process = JobProcess(self._job, self._retries, goes_on=goes_on, tell=print)
         with ThreadPoolExecutor(1) as pool:
             self._ended: Future[None] = pool.submit(self._process.run)
             received: list[int] = []

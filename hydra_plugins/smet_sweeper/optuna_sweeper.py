@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.smet_sweeper._search_space import overrides_of, read_space
 from smet_train.errors import ConfigError, SmetError
+from smet_train.train.lock import run_folder_lock
 
 _REPEATS = "repeats"  # which trial another one tries again
 _SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
@@ -87,12 +88,17 @@ class OptunaSweeper(Sweeper):
 
         Raises:
             ConfigError: if there is nothing to search.
+            CheckpointError: if another process searches in the sweep's folder, or it can't be written.
             SmetError: if too many trials have failed.
         """
         typed = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
         self._space = read_space(typed, self._config_loader)
         folder: Path = self._jobs.sweep_folder
-        folder.mkdir(parents=True, exist_ok=True)
+        # A second one would take the trials that run for unfinished ones.
+        with run_folder_lock(folder, setting="hydra.sweep.dir"):
+            self._search(folder)
+
+    def _search(self, folder: Path) -> None:
         study = self._open_study(folder)
         to_do = self._take_up(study)
         self._jobs.console.print(f"search of {self._n_trials} trials in {folder}", soft_wrap=True)

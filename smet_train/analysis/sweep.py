@@ -38,6 +38,21 @@ def sweep_rows(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def keep_times(rows: list[dict[str, Any]], earlier: Path) -> list[dict[str, Any]]:
+    """``rows``; a run that the table ``earlier`` has as done, at the same step, has the seconds that it took then: it
+    was only looked at again."""
+    if not earlier.is_file():
+        return rows
+    with earlier.open(newline="", encoding="utf-8", errors="replace") as file:
+        table = list(csv.DictReader(file))
+    took = {tuple(row.get(key) for key in ("folder", "step", "status")): row.get("wall_s") for row in table}
+    kept = []
+    for row in rows:
+        before = took.get((str(row["folder"]), str(row["step"]), "done")) if row["status"] == "done" else None
+        kept.append({**row, "wall_s": before} if before else row)
+    return kept
+
+
 def write_sweep_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """All columns, numbers in full precision, an empty cell for None."""
     with path.open("w", newline="", encoding="utf-8") as file:

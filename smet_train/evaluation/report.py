@@ -38,7 +38,7 @@ def evaluate_text(
     seconds = time.perf_counter() - started
     console.print(_loss_table(found, recorded, seconds))
     name = split if data is None else f"{data['source'].name}-{split}-{found.fingerprint[:8]}"
-    path = out or result_path(trained, name)
+    path = out or result_path(trained, name + _limits(max_tokens=max_tokens))
     more = {} if recorded is None else {"recorded_loss": recorded}
     _write(console, path, {"kind": "loss", **asdict(found), **more, **circumstances(trained, command, seconds)})
 
@@ -60,7 +60,7 @@ def evaluate_tasks(
     size = batch_size or trained.config.train.micro_batch_size
     found = run_tasks(trained, tasks, task_path=task_path, limit=limit, num_fewshot=num_fewshot, batch_size=size)
     console.print(_task_table(found))
-    path = out or result_path(trained, _task_name(tasks))
+    path = out or result_path(trained, _task_name(tasks) + _limits(limit=limit, num_fewshot=num_fewshot))
     seconds = time.perf_counter() - started
     settings = {"tasks": tasks, "limit": limit, "num_fewshot": num_fewshot, "batch_size": size}
     _write(console, path, {"kind": "tasks", **settings, **found, **circumstances(trained, command, seconds)})
@@ -121,6 +121,11 @@ def _task_name(tasks: list[str]) -> str:
     if len(name) <= _LONGEST_NAME and all(letter.isalnum() or letter in "+-_." for letter in name):
         return name
     return f"tasks-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _limits(**given: int | None) -> str:
+    """What a file's name says of an evaluation that is not the whole one, so as not to take that one's place."""
+    return "".join(f"-{key}_{value}" for key, value in given.items() if value is not None)
 
 
 def _write(console: Console, path: Path, result: dict[str, Any]) -> None:

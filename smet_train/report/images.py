@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from smet_train.report.charts import PALETTE, Axis, Chart, Series, highest
 
 _DPI = 130
+_MARK = {"Software": "smet-report"}
+_HEAD_BYTES = 1024  # of a PNG, with the mark in it
 _SIZE_INCHES = (7.0, 4.4)
 
 
@@ -19,9 +21,16 @@ def draw_images(charts: Sequence[Chart], folder: Path) -> list[Path]:
     paths = []
     for chart in charts:
         path = folder / f"{chart.key}.png"
-        draw(chart).savefig(path, dpi=_DPI)
+        draw(chart).savefig(path, dpi=_DPI, metadata=_MARK)
         paths.append(path)
     return paths
+
+
+def is_own(path: Path) -> bool:
+    """Whether :func:`draw_images` has written ``path``."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    return all(f"{key}\0{value}".encode() in head for key, value in _MARK.items())
 
 
 def draw(chart: Chart) -> Figure:

@@ -17,6 +17,8 @@ def facts(run: RunRecord) -> dict[str, Any]:
 def labels(runs: Sequence[RunRecord], without: tuple[str, ...] = ()) -> list[str]:
     """One label a run, of the settings that differ, but those of ``without``; where none does, the folder's name.
 
+    If ``without`` is empty no two labels are equal: as much of a folder's path is in them as that takes.
+
     Settings that follow from the method (they are the same in all runs of it) go without saying.
     """
     told = _differing(runs, without)
@@ -27,6 +29,8 @@ def labels(runs: Sequence[RunRecord], without: tuple[str, ...] = ()) -> list[str
     names = [run.folder.name for run in runs]
     if twice and len(set(names)) < len(names):
         names = [f"{run.folder.parent.name}/{run.folder.name}" for run in runs]
+    if twice and len(set(names)) < len(names):
+        names = [str(run.folder) for run in runs]
     return [f"{text} ({name})" if text and twice else text or name for text, name in zip(texts, names, strict=True)]
 
 
@@ -49,6 +53,6 @@ def _spell(key: str, value: Any) -> str:
     if key == METHOD:
         return str(value)
     if key == DENSITY:
-        return f"d={value:g}"
+        return "d=?" if value is None else f"d={value:g}"  # a run of an older version did not write it
     name = key.rsplit(".", 1)[-1]
     return f"{name} {value}" if key == SEED else f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"

@@ -47,7 +47,7 @@ def write_report(report: Report, folder: Path, images: bool = True) -> tuple[Pat
     """Write ``folder/report.html`` and, with ``images``, ``folder/report/<chart>.png``; returns the page and
     the number of pictures.
 
-    PNGs of charts that an earlier report had and this one has not are removed.
+    PNGs of charts that an earlier report had and this one has not are removed; those of others stay.
 
     Raises:
         ReportError: if the folder can't be written.
@@ -70,10 +70,11 @@ def write_report(report: Report, folder: Path, images: bool = True) -> tuple[Pat
 
 
 def _write_images(report: Report, folder: Path) -> int:
-    from smet_train.report.images import draw_images  # matplotlib takes a second too
+    from smet_train.report.images import draw_images, is_own  # matplotlib takes a second too
 
     folder.mkdir(exist_ok=True)
     drawn = draw_images(report.charts, folder)
     for path in set(folder.glob("*.png")) - set(drawn):
-        path.unlink()
+        if path.is_file() and is_own(path):
+            path.unlink()
     return len(drawn)

@@ -33,24 +33,27 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 @contextmanager
-def run_folder_lock(folder: Path) -> Iterator[None]:
+def run_folder_lock(folder: Path, setting: str = "hydra.run.dir") -> Iterator[None]:
     """Hold ``folder/.lock`` while the block runs. The kernel drops the lock when the process ends, however it ends.
 
     The folder is made if it is not there. Programs that this process starts and processes that it forks don't hold the
     lock. On a file system without locks the block runs all the same, after a warning.
+
+    Args:
+        setting: by which another folder is chosen.
 
     Raises:
         CheckpointError: if another process holds it, with its id; if the folder can't be written.
     """
     path = folder / LOCK_NAME
     try:
-        descriptor = _acquire(path)
+        descriptor = _acquire(path, setting)
         _held.add(descriptor)
         _write_down_holder(descriptor)
     except OSError as error:
         raise CheckpointError(
             f"{path} can't be written ({error.strerror}); make room or permission there, or choose another folder with "
-            "hydra.run.dir=...",
+            f"{setting}=...",
             exit_status=1 if error.errno in _FULL else 2,
         ) from error
     owner = os.getpid()
@@ -77,7 +80,7 @@ def _release(descriptor: int) -> None:
     os.close(descriptor)
 
 
-def _acquire(path: Path) -> int:
+def _acquire(path: Path, setting: str) -> int:
     """A descriptor of ``path`` that holds its lock; OSError if the file can't be opened."""
     deadline_s = time.monotonic() + _PATIENCE_S
     while True:
@@ -89,7 +92,7 @@ def _acquire(path: Path) -> int:
             holder = os.read(descriptor, 300).decode(errors="replace")
             os.close(descriptor)
             if _is_alive(holder) or time.monotonic() > deadline_s:
-                raise _held_by(holder, path.parent) from None
+                raise _held_by(holder, path.parent, setting) from None
             # Either just ended, or just begun and not yet written down.
             time.sleep(0.01)
             continue
@@ -130,12 +133,12 @@ def _is_alive(holder: str) -> bool:
     return True
 
 
-def _held_by(holder: str, folder: Path) -> CheckpointError:
+def _held_by(holder: str, folder: Path, setting: str) -> CheckpointError:
     pid, _, host = holder.partition(" ")
     if not _is_alive(holder):
         who = "another process"
     else:
         who = f"another process (pid {pid}{'' if host in ('', socket.gethostname()) else f' on {host}'})"
     return CheckpointError(
-        f"{who} is training in {folder}; wait for it, stop it, or choose another folder with hydra.run.dir=..."
+        f"{who} is training in {folder}; wait for it, stop it, or choose another folder with {setting}=..."
     )

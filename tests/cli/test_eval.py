@@ -57,7 +57,7 @@ def test_other_data_and_another_file(call: Call, run_folder: Path, corpus: Path,
     assert (result["step"], result["tokens"], result["split"]) == (3, 50, "all")
     assert result["backends"] == ["reference"]
     assert call(run_folder, *text)[0] == 0
-    assert len(list((run_folder / "evals").glob("step_00000006-text-all-*.json"))) == 1
+    assert len(list((run_folder / "evals").glob("step_00000006-text-all-????????-max_tokens_50.json"))) == 1
 
 
 def test_the_name_of_a_file_for_tasks(
@@ -72,9 +72,12 @@ def test_the_name_of_a_file_for_tasks(
     status, printed, _ = call(run_folder, "--tasks", "a", "--limit", "7", "--task-path", tmp_path)
     assert status == 0
     assert "f1 (flexible)" in printed
-    result = json.loads((run_folder / "evals" / "step_00000006-a.json").read_text())
+    result = json.loads((run_folder / "evals" / "step_00000006-a-limit_7.json").read_text())
     assert result["given"]["limit"] == 7
     assert result["given"]["batch_size"] == 2
+    assert call(run_folder, "--tasks", "a", "--limit", "8", "--num-fewshot", "0")[0] == 0
+    assert (run_folder / "evals" / "step_00000006-a-limit_8-num_fewshot_0.json").is_file()
+    assert not (run_folder / "evals" / "step_00000006-a.json").exists()
     assert call(run_folder, "--tasks", "a" * 70, "b/c")[0] == 0
     assert len(list((run_folder / "evals").glob("step_00000006-tasks-*.json"))) == 1
 

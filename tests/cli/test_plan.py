@@ -12,7 +12,7 @@ from smet_train.analysis.planning import plan_run
 from smet_train.cli import plan as command
 from smet_train.config.compose import compose
 from smet_train.errors import ConfigError
-from smet_train.plan import largest_micro_batch, plan_part, ranks_table
+from smet_train.plan import largest_micro_batch, micro_batch_sizes, plan_part, ranks_table
 from smet_train.sparse.ledger import LedgerRow
 
 Call = Callable[..., tuple[int, str, str]]
@@ -123,6 +123,26 @@ def test_the_largest_micro_batch_is_the_largest_that_fits(quick: list[str]) -> N
             assert largest_micro_batch(config, peak - 1)[0] < size
     with pytest.raises(ConfigError, match="at a time needs"):
         largest_micro_batch(config, peaks[1] - 1)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_the_micro_batch_of_several_processes_is_one_that_they_can_share(quick: list[str], parallel: str) -> None:
+    settings = [*quick, "train.batch_size=12", "train.processes=2", f"train.parallel={parallel}"]
+    config = compose([*settings, "train.micro_batch_size=1"])
+    assert micro_batch_sizes(config) == [1, 2, 3, 6]
+    size, _ = largest_micro_batch(config, 2**40)
+    assert compose([*settings, f"train.micro_batch_size={size}"]).train.micro_batch_size == 6
+
+
+def test_a_fused_step_is_planned_of_the_whole_batch(call: Call, quick: list[str]) -> None:
+    settings = ["train.batch_size=4", "train.micro_batch_size=4", "train.fused_backward_step=true"]
+    settings.append("optimizer.grad_clip=0")
+    config = compose([*quick, *settings])
+    peak = plan_run(config).footprint.peak_bytes
+    assert largest_micro_batch(config, peak) == (4, peak)
+    assert "train.micro_batch_size=4, peak" in call(*quick, *settings, "plan.memory_gib=1")[1]
+    with pytest.raises(ConfigError, match="takes the train.batch_size=4 sequences of 32 tokens at a time, which need"):
+        largest_micro_batch(config, peak - 1)
 
 
 def test_of_processes_that_hold_a_part_one_is_planned(call: Call, quick: list[str]) -> None:

@@ -264,7 +264,11 @@ def test_a_sweep_of_several_at_a_time_loses_killed_jobs_alone_and_makes_up_for_t
 def test_a_job_that_fails_is_tried_again_as_often_as_asked_and_a_mistake_is_not(
     smet_train_process: SmetTrainProcess, tmp_path: Path, long_run: list[str]
 ) -> None:
-    process = smet_train_process("-m", *long_run, "sparsity.density=0.1,1.5", "hydra.launcher.retries=1")
+    words = [
+        "checkpoint.resume=never",
+        "hydra.launcher.retries=1",
+    ]  # fresh, its second attempt is not
+    process = smet_train_process("-m", *long_run, "sparsity.density=0.1,1.5", *words)
     deadline_s = time.monotonic() + 200
     while not (found := list(tmp_path.glob("multirun/*/sparsity.density=0.1"))) or steps_done(found[0]) < 10:
         assert time.monotonic() < deadline_s

@@ -64,6 +64,11 @@ def test_it_tells_runs_apart(name: str, fact: str, trained_as: TrainedAs) -> Non
             ["data=jsonl", "data.files=[/home/me/a.jsonl,https://example.org/b.jsonl]"],
             "| data | jsonl files: `a.jsonl`, `https://example.org/b.jsonl` |",
         ),
+        (
+            ["data=jsonl", "data.files=['https://me:secret@example.org:8080/a.jsonl?sig=secret#secret']"],
+            "| data | jsonl files: `https://example.org:8080/a.jsonl` |",
+        ),
+        (["data=jsonl", "data.files=['https://me:sec?ret#secret@h/a@b.jsonl']"], "files: `https://h/a@b.jsonl` |"),
         (["data.tokenizer.hub_name=org/name"], "| tokenizer | `org/name` from the Hugging Face hub, "),
         (["data.tokenizer.file=/home/me/tokenizer.json"], "| tokenizer | `tokenizer.json`, "),
         (["method=static"], "`static`, sparse from the first step, its sites as first drawn"),
@@ -77,6 +82,7 @@ def test_every_source_is_named_without_the_authors_folders(
     card = model_card(trained, "hf", "little")
     assert fact in card
     assert "/home/me" not in card
+    assert "secret" not in card
 
 
 def test_it_has_the_last_evaluation_before_the_checkpoint(run_of: Callable[[str], Path]) -> None:

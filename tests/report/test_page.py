@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from smet_train.report.figures import make_figure
 from smet_train.report.images import draw
@@ -57,12 +58,15 @@ def test_the_page_has_every_chart_and_fetches_nothing(finished: Path) -> None:
 
 
 def test_pictures_of_an_earlier_report_go_and_other_files_stay(finished: Path) -> None:
-    (finished / "report").mkdir()
-    (finished / "report" / "old.png").touch()
-    (finished / "report" / "notes.txt").touch()
+    folder = finished / "report"
     write_report(build_report(find([finished])), finished)
-    assert not (finished / "report" / "old.png").exists()
-    assert (finished / "report" / "notes.txt").exists()
+    (folder / "densities.png").rename(folder / "old.png")
+    (folder / "notes.txt").touch()
+    (folder / "folder.png").mkdir()
+    Figure().savefig(folder / "holiday.png")
+    write_report(build_report(find([finished])), finished)
+    assert not (folder / "old.png").exists()
+    assert all((folder / name).exists() for name in ("densities.png", "notes.txt", "folder.png", "holiday.png"))
 
 
 def test_the_page_alone(finished: Path) -> None:

@@ -12,6 +12,8 @@ from typing import NoReturn
 import pytest
 
 from smet_train.cli import report as command
+from smet_train.report.labels import labels
+from smet_train.report.report import build_report
 from smet_train.report.runs import ReportError, find, newest_run
 
 MakeRun = Callable[..., Path]
@@ -144,3 +146,16 @@ def test_a_run_that_is_training_is_not_disturbed(finished: Path, tmp_path: Path)
     shutil.copytree(finished, tmp_path / "copy")
     find([finished])
     assert {path.name for path in finished.iterdir()} == {path.name for path in (tmp_path / "copy").iterdir()}
+
+
+def test_runs_that_only_their_paths_tell_apart_are_all_told_of(make_run: MakeRun) -> None:
+    folders = [make_run(f"{place}/outputs/demo") for place in ("mine", "yours")]
+    assert labels(find(folders).runs) == [str(folder) for folder in folders]
+    [summary] = build_report(find(folders)).sections[0].tables
+    assert summary.columns == ("run", *map(str, folders))
+
+
+def test_a_run_that_has_not_written_its_density_is_told_apart(make_run: MakeRun) -> None:
+    found = find([make_run("old", density=None), make_run("new")])
+    assert labels(found.runs) == ["d=?", "d=0.1"]
+    assert build_report(found).title == "smet-train: 2 runs"

@@ -23,6 +23,7 @@ array=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
 start() {
     for try in 1 2 3; do
         rm -f "$CLUSTER/$SLURM_JOB_ID.requeue"
+        [ "$try" = 1 ] || export SLURM_RESTART_COUNT=$(( try - 1 ))
         bash "$script" "$@" >>"$CLUSTER/$SLURM_JOB_ID.out" 2>&1
         [ -e "$CLUSTER/$SLURM_JOB_ID.requeue" ] || break
     done

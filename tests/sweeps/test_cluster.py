@@ -173,6 +173,23 @@ def test_the_script_of_a_run_saves_requeues_and_goes_on_until_it_is_finished(
     assert start("sparsity.density=1.5").wait(timeout=100) == 2
 
 
+@pytest.mark.parametrize(("typed", "folder"), [([], "outputs/slurm-7"), (["hydra.run.dir=mine"], "mine")])
+def test_the_script_of_a_fresh_run_goes_on_with_it(
+    typed: list[str], folder: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    (tmp_path / "bin" / "smet-train").write_text('#!/bin/bash\nprintf "%s\n" "$@"\n')
+
+    def words(*overrides: str, restarts: str = "0") -> list[str]:
+        job = {**environment, "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts}
+        command = ["bash", str(ROOT / "scripts" / "slurm_run.sh"), *overrides, *typed]
+        return subprocess.run(command, env=job, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+
+    fresh = ["seed=1", "checkpoint.resume=never"]
+    assert words(*fresh) == [*fresh, f"hydra.run.dir={folder}"]
+    assert words(*fresh, restarts="2") == [*fresh, f"hydra.run.dir={folder}", "checkpoint.resume=auto"]
+    assert words("seed=1", restarts="2") == ["seed=1", *typed]
+
+
 def test_the_script_of_a_sweep_submits_its_jobs(
     quick: list[str], tmp_path: Path, environment: dict[str, str], table: Table
 ) -> None:

@@ -1,6 +1,7 @@
 """Which launchers there are, what each needs, and what each does with its jobs; nothing is trained."""
 
 import csv
+import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from hydra_plugins.smet_launcher._base import swept_overrides
+from hydra_plugins.smet_launcher._base import folder_name, swept_overrides
 from hydra_plugins.smet_launcher._job import Job, JobProcess
 from hydra_plugins.smet_launcher._submitted import PRE_EMPTION_S, SubmittedJob
 from smet_train.config.compose import compose_settings
@@ -154,6 +155,53 @@ def test_a_failed_job_is_tried_again_and_a_stopped_one_is_not_begun(tmp_path: Pa
     assert (again.status, count.read_text()) == ("stopped", "xx")
 
 
+def printer(folder: Path) -> Job:
+    """A job that prints what it has behind its command, and fails the first time."""
+    marked = str(folder)
+    script = f"import os, sys; print(sys.argv[1:]); os.path.exists({marked!r}) or (os.mkdir({marked!r}), 1 / 0)"
+    command = [sys.executable, "-c", script, "seed=1"]
+    return Job(1, "job", [], folder.parent / "job", command, again=["checkpoint.resume=auto"])
+
+
+def printed(job: Job) -> list[str]:
+    return [line for line in (job.folder / "console.log").read_text().splitlines() if line.startswith("['seed")]
+
+
+FIRST, FURTHER = "['seed=1']", "['seed=1', 'checkpoint.resume=auto']"
+
+
+def test_what_a_further_attempt_finds_is_its_own_and_a_new_sweeps_first_one_is_as_typed(tmp_path: Path) -> None:
+    job = printer(tmp_path / "begun")
+    JobProcess(job, retries=1).run()
+    assert (job.status, printed(job)) == ("done", [FIRST, FURTHER])
+    JobProcess(job, retries=1).run()
+    assert printed(job) == [FIRST, FURTHER, FIRST]  # and the log keeps what it had
+
+
+def test_the_error_of_a_silent_attempt_is_not_an_earlier_ones(tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "console.log").write_text("the error of long ago\n")
+    job = Job(1, "job", [], tmp_path / "job", [sys.executable, "-c", "raise SystemExit(1)"])
+    JobProcess(job).run()
+    assert job.error == f"no output (see {tmp_path / 'job' / 'console.log'})"
+
+
+@pytest.mark.parametrize(("words", "again"), [([], []), (["checkpoint.resume=never"], ["checkpoint.resume=auto"])])
+def test_a_fresh_sweep_goes_on_with_a_job_that_has_begun(
+    words: list[str], again: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = []
+
+    def run(process: JobProcess) -> None:
+        found.append(process._job.again)
+        process._job.status = "done"
+
+    monkeypatch.setattr(JobProcess, "run", run)
+    assert launch(train, [*DENSITIES, *words]) == 0
+    assert found == [again] * 3
+
+
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """The signals that a submitted job takes over are given back."""
@@ -162,6 +210,19 @@ def handlers() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(("restarts", "first"), [(None, FIRST), ("0", FIRST), ("1", FURTHER)])
+def test_a_job_that_slurm_started_anew_by_itself_goes_on(
+    restarts: str | None, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if restarts is not None:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    (tmp_path / "begun").mkdir()
+    job = printer(tmp_path / "begun")
+    assert SubmittedJob(job)().status == "done"
+    assert printed(job) == [first]
 
 
 @pytest.mark.usefixtures("handlers")
@@ -189,6 +250,38 @@ def test_a_job_is_named_by_what_the_sweep_chose() -> None:
     overrides = ["method=set", "seed=2", "sparsity.density=0.1"]
     assert swept_overrides(overrides, ["method=set", "seed=1,2", "sparsity.density=0.1"]) == ["seed=2"]
     assert swept_overrides(overrides, overrides) == overrides
+
+
+def test_a_folders_name_fits_the_file_system_and_tells_values_apart() -> None:
+    assert folder_name(["seed=2", "method=set"]) == "seed=2,method=set"
+    assert folder_name([]) == "defaults"
+    files = ["data.files=[a/b.txt]", "data.files=[a_b.txt]", "data.files=[a/b/c.txt]", "data.files=[a/b_c.txt]"]
+    long = ["\u4e2d" * 90, "\u4e2d" * 91, "a" + "\u4e2d" * 90, "a" * 300, "a" * 301]
+    names = [folder_name([text]) for text in (*files, *long)]
+    assert len(set(names)) == len(names)
+    assert all("/" not in name and len(name.encode()) <= 200 and "\ufffd" not in name for name in names)
+
+
+def test_the_time_of_a_job_that_was_finished_before_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    took = iter([50.0, 60.0, 70.0, 1.0, 2.0, 3.0])
+    status = iter(["done", "failed", "done", "done", "done", "done"])
+    steps = iter([6, 4, 6, 6, 6, 8])
+
+    def run(process: JobProcess) -> None:
+        job = process._job
+        job.folder.mkdir(exist_ok=True)
+        job.wall_s, job.status = next(took), next(status)
+        event = {"event": "train", "step": next(steps), "tokens": 1, "loss": 1.0, "tokens_per_s": 1.0}
+        (job.folder / "metrics.jsonl").write_text(json.dumps(event) + "\n")
+
+    monkeypatch.setattr(JobProcess, "run", run)
+    with pytest.raises(SmetError, match="1 of 3 runs failed"):
+        launch(train, DENSITIES)
+    assert launch(train, DENSITIES) == 0
+    (sweep,) = Path("multirun").iterdir()
+    with (sweep / "sweep.csv").open(newline="") as file:
+        assert [row["wall_s"] for row in csv.DictReader(file)] == ["50.0", "2.0", "3.0"]  # the last was trained further
 
 
 @pytest.mark.usefixtures("commands")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -182,6 +183,24 @@ def test_a_study_of_other_values_is_told_apart(jobs: Jobs) -> None:
         search(storage, "hydra.sweeper.n_trials=2", "sparsity.density=0.1,0.3")
     search(storage, "hydra.sweeper.n_trials=1", "sparsity.density=0.1,0.3", "hydra.sweeper.study_name=other")
     assert len(jobs.ran) == 2
+
+
+def test_the_same_search_at_the_same_time_is_refused_and_the_first_goes_on(jobs: Jobs) -> None:
+    def search_too(_count: int) -> bool:
+        if len(jobs.ran) == 1:
+            command = [sys.executable, "-m", "smet_train", *SEARCH, "hydra.sweeper.n_trials=2"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+            told.append((done.returncode, done.stderr))
+        return False
+
+    told: list[tuple[int, str]] = []
+    jobs.fails = search_too
+    search("hydra.sweeper.n_trials=2")
+    where = f"{sweep_folder().absolute()}; wait for it, stop it, or choose another folder with hydra.sweep.dir=..."
+    assert told == [(2, f"smet-train: another process (pid {os.getpid()}) is training in {where}\n")]
+    assert [trial.state.name for trial in trials()] == ["COMPLETE"] * 2
+    search("hydra.sweeper.n_trials=3")
+    assert len(jobs.ran) == 3
 
 
 @pytest.mark.slow
