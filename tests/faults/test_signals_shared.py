@@ -18,7 +18,7 @@ from tests.faults.trials import Hook, difference, trace
 QuickConfig = Callable[..., Config]
 STEPS = 7  # the last save is not one of those every 2 steps
 EXCHANGES = ("told", "each", "highest", "sums", "scattered", "gathered")
-N_EXCHANGES = 60  # of a run, about
+N_EXCHANGES = 45  # of a run, about
 # With evaluations, topology updates and saves between the steps.
 SETTINGS = (
     "model.layers=1",
