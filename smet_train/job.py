@@ -31,6 +31,7 @@ from smet_train.config.schema import Config
 from smet_train.config.validate import check_processes
 from smet_train.data.tokenizer import TextTokenizer
 from smet_train.errors import CheckpointError, DataError
+from smet_train.offspring import gets_signals_twice
 from smet_train.sparse.ledger import count_parameters, sparse_layers
 from smet_train.sparse_model import Backends, Vocabulary, explain_backends
 from smet_train.trackers import add_trackers, note_lines, publish_report
@@ -62,7 +63,7 @@ from smet_train.train.state import held_tensors, restore
 
 log = logging.getLogger(__name__)
 
-# A scheduler's signal to all processes of a run reaches each of them a second time, from what has started them.
+# A scheduler's signal to all processes reaches a run's a second time, from what has started them and passes signals on.
 _ECHO_S = 2.0
 
 
@@ -81,7 +82,7 @@ def run_training(config: Config, run_folder: Path, console: Console | None = Non
         compute_deterministically()
     with (
         joined(config.train.device.name, config.train.processes, config.seed) as processes,
-        StopRequest(hours(config.train.max_hours), echo_s=_ECHO_S if processes.size > 1 else 0.0) as stop,
+        StopRequest(hours(config.train.max_hours), echo_s=_ECHO_S if gets_signals_twice() else 0.0) as stop,
         ExitStack() as held,
     ):
         processes.told(lambda: check_processes(config, processes.size))

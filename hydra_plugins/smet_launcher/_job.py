@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from smet_train.offspring import MARKED, ending_with_this_process
+
 _MISTAKE = 2  # the exit status of a command that can't be run as it is
 
 
@@ -93,7 +95,8 @@ class JobProcess:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    env={**self._environment, **os.environ},
+                    env={**self._environment, **os.environ, **MARKED},
+                    preexec_fn=ending_with_this_process(),
                 )
             status = self._child.wait()
         if not self._stopped:

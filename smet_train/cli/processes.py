@@ -4,7 +4,6 @@
 take as long as they need to finish a step and save; and the exit status is theirs.
 """
 
-import ctypes
 import os
 import signal
 import socket
@@ -15,9 +14,9 @@ from pathlib import Path
 from types import FrameType
 
 from smet_train.config.paths import folder_override
+from smet_train.offspring import MARKED, ending_with_this_process
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-_PR_SET_PDEATHSIG = 1
 _POLL_S = 0.05
 _LAST_WORDS_S = 10.0  # for the others to notice that one has gone, before they are ended
 
@@ -50,6 +49,7 @@ class _Group:
     def start(self, n_processes: int, command: list[str]) -> None:
         shared = {
             **os.environ,
+            **MARKED,
             "WORLD_SIZE": str(n_processes),
             "LOCAL_WORLD_SIZE": str(n_processes),
             "MASTER_ADDR": "127.0.0.1",
@@ -61,7 +61,7 @@ class _Group:
                 command,
                 start_new_session=True,
                 env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                preexec_fn=_end_with_parent,
+                preexec_fn=ending_with_this_process(),
             )
             self._children.append(child)
             if self._signal is not None:  # it came before this child was there
@@ -98,12 +98,6 @@ class _Group:
             if child.poll() is None:
                 child.kill()
                 child.wait()
-
-
-def _end_with_parent() -> None:
-    """Where Linux is: be sent SIGTERM when the process that started this one dies, however it dies."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_port() -> int:

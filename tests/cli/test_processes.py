@@ -198,25 +198,53 @@ def test_a_sweep_runs_every_job_and_lists_the_failed_one(
     assert "finished at step 6" in (Path(rows[0]["folder"]) / "console.log").read_text()
 
 
+def first_job(sweeps: Path) -> Path:
+    """The folder of the first job of the only sweep, when it trains."""
+    deadline_s = time.monotonic() + 200
+    while not (started := list(sweeps.glob("*/*/metrics.jsonl"))) or steps_done(started[0].parent) < 3:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    return started[0].parent
+
+
 @pytest.mark.parametrize(
     "launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]], ids=["basic", "joblib"]
 )
 def test_a_stopped_sweep_passes_the_signal_on_and_starts_no_further_job(
     smet_train_process: SmetTrainProcess, tmp_path: Path, long_run: list[str], launcher: list[str]
 ) -> None:
+    """The basic one's job gets the signal itself too, as from systemd or SLURM, and so twice."""
     process = smet_train_process("-m", *long_run, "train.steps=100000", "seed=1,2", *launcher)
-    deadline_s = time.monotonic() + 200
-    while not (started := list(tmp_path.glob("multirun/*/*/metrics.jsonl"))) or steps_done(started[0].parent) < 3:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    job = first_job(tmp_path / "multirun")
+    trains = holder(job)
     process.send_signal(signal.SIGINT)
+    if not launcher:
+        os.kill(trains, signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT
     (sweep,) = (tmp_path / "multirun").iterdir()
     with (sweep / "sweep.csv").open(newline="") as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["stopped", "stopped"]
-    assert len(list(started[0].parent.glob("checkpoints/step_*"))) > 0
+    ended = read_events(job / "metrics.jsonl")[-1]
+    assert ended["reason"] == "SIGINT"
+    assert (job / "checkpoints" / f"step_{ended['step']:08d}").is_dir()
     assert "Traceback" not in output
+
+
+def test_the_job_of_a_sweep_that_was_killed_saves_and_ends(
+    smet_train_process: SmetTrainProcess, tmp_path: Path, long_run: list[str]
+) -> None:
+    process = smet_train_process("-m", *long_run, "train.steps=100000", "seed=1,2")
+    job = first_job(tmp_path / "multirun")
+    trains = holder(job)
+    process.kill()
+    deadline_s = time.monotonic() + 60
+    while psutil.pid_exists(trains) and psutil.Process(trains).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    ended = read_events(job / "metrics.jsonl")[-1]
+    assert ended["reason"] == "SIGTERM"
+    assert (job / "checkpoints" / f"step_{ended['step']:08d}").is_dir()
 
 
 @pytest.mark.timeout(700)

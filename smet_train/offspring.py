@@ -1,0 +1,32 @@
+"""What smet-train gives processes that it starts of itself: they end with it, and know that it passes signals on."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+_MARK = "SMET_TRAIN_PASSES_SIGNALS_ON"
+MARKED = {_MARK: "1"}  # for the environment of a process that is started
+_PR_SET_PDEATHSIG = 1
+# Opened here, because in a forked process another thread's lock may be held for ever.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def gets_signals_twice() -> bool:
+    """Whether a signal to all processes reaches this one a second time, from the smet-train or torchrun behind it."""
+    return _MARK in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def ending_with_this_process() -> Callable[[], None]:
+    """For ``preexec_fn`` of subprocess: on Linux the child is sent SIGTERM when the thread that starts it ends, and so
+    when this process dies, however it does."""
+    starter = os.getpid()
+
+    def arrange() -> None:
+        if _LIBC is not None:
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != starter:  # it has died already
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    return arrange
