@@ -118,7 +118,7 @@ def begin(
         refuse_to_overwrite(run_folder, checkpoint, config.train.steps)
     if checkpoint is not None:
         return run_folder, checkpoint, check_continuation(load_plain(checkpoint), config, checkpoint, run_folder)
-    if (run_folder / "metrics.jsonl").is_file():
+    if (run_folder / "metrics.jsonl").is_file() and finished_step(run_folder) is None:
         console.print("no checkpoint yet: the run starts over at step 0")
     return run_folder, None, []
 

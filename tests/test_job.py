@@ -297,6 +297,7 @@ def test_a_finished_run_without_checkpoints_keeps_its_record(quick_config: Quick
         printed = train(quick_config(f"train.steps={steps}"), tmp_path)
         assert "This run is finished at step 6" in printed
         assert "Its checkpoints are gone, so that it can't be extended; to start over" in printed
+        assert "the run starts over" not in printed
     with pytest.raises(CheckpointError, match="was finished at step 6, and its checkpoints are gone"):
         run_training(quick_config("train.steps=8"), tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before

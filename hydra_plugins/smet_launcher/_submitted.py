@@ -31,7 +31,7 @@ class SubmittedJob:
 
     def __call__(self) -> Job:
         """The job with what came of it. The process gets SIGINT and SIGTERM passed on; it saves and ends."""
-        goes_on = self._goes_on or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        goes_on = self._goes_on or (os.environ.get("SLURM_RESTART_COUNT") or "0") != "0"
         self._process = JobProcess(self._job, self._retries, goes_on=goes_on, tell=print)
         with ThreadPoolExecutor(1) as pool:
             self._ended: Future[None] = pool.submit(self._process.run)

@@ -23,7 +23,8 @@ def _readable(path: Path) -> Iterator[dict[str, Any]]:
     try:
         yield from each_event(path)
     except ValueError as error:
-        log.warning("the summary lacks what comes after it: %s", error)
+        log.warning("the summary lacks what comes after it, and validation losses: %s", error)
+        yield {"event": "damage"}
 
 
 def run_summary(run_folder: Path) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def run_summary(run_folder: Path) -> dict[str, Any]:
     Losses are in nats a token. ``train_loss`` is the mean of the last 10 steps, ``eval_loss`` the last validation loss,
     of step ``eval_step``, and ``first_eval_loss`` the first, if there are two. ``spikes`` has, for each source of
     losses, the number of measured updates and the mean and largest spike. Of each step no more than its speed is held.
-    A damaged line is a warning, and what follows it is left out.
+    A damaged line is a warning; what follows it is left out, and validation losses are, for the last may follow it.
     """
     path = run_folder / "metrics.jsonl"
     speeds, losses = array("d"), deque[float](maxlen=_LAST_STEPS)
@@ -57,6 +58,8 @@ def run_summary(run_folder: Path) -> dict[str, Any]:
             summary["memory"] = event
         elif kind == "end":
             summary["reason"] = event["reason"]
+        elif kind == "damage":
+            evals = []
     if speeds:
         summary["train_loss"] = fmean(losses)
         summary["tokens_per_s"] = median(speeds)

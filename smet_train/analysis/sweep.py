@@ -43,8 +43,11 @@ def keep_times(rows: list[dict[str, Any]], earlier: Path) -> list[dict[str, Any]
     was only looked at again."""
     if not earlier.is_file():
         return rows
-    with earlier.open(newline="", encoding="utf-8", errors="replace") as file:
-        table = list(csv.DictReader(file))
+    try:
+        with earlier.open(newline="", encoding="utf-8", errors="replace") as file:
+            table = list(csv.DictReader(file))
+    except (OSError, csv.Error):  # of another program perhaps; the seconds are not worth a sweep's end
+        return rows
     took = {tuple(row.get(key) for key in ("folder", "step", "status")): row.get("wall_s") for row in table}
     kept = []
     for row in rows:

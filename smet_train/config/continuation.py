@@ -110,15 +110,25 @@ def _refuse_unpruned(saved: Mapping[str, Any], config: Config, checkpoint: Path)
     """Raises CheckpointError if a run that prunes gradually had not come to its density in ``checkpoint``, and has no
     update left in which it could."""
     topology = config.topology
-    before = saved["config"]["topology"]
-    if topology.grow is not Grow.nothing or before["grow"] != Grow.nothing.name:
+    if not topology.enabled or topology.grow is not Grow.nothing or _is_pruned(saved):
         return
-    due = int(saved["topology"]["last_step"]) + before["interval"]
-    if due < before["stop_at"] * saved["config"]["train"]["steps"] and due >= topology.stop_at * config.train.steps:
+    first = max(saved["step"], saved["topology"]["last_step"] + 1)
+    due = math.ceil(first / topology.interval) * topology.interval
+    if due >= topology.stop_at * config.train.steps:
         raise CheckpointError(
             f"train.steps={config.train.steps} leaves no update in which {checkpoint} could be pruned to its density "
             f"any more; write train.steps={math.floor(due / topology.stop_at) + 1} or more"
         )
+
+
+def _is_pruned(saved: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint holds no weights that are still to be pruned."""
+    before = saved["config"]["topology"]
+    if before["grow"] != Grow.nothing.name:
+        return True
+    due = saved["topology"]["last_step"] + before["interval"]
+    done = due >= before["stop_at"] * saved["config"]["train"]["steps"]  # all that a checkpoint of 0.1.0 tells
+    return bool(saved["topology"].get("pruned", done))
 
 
 def refuse_changes(changes: Sequence[Change], where: Path, own: bool) -> None:

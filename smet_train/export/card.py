@@ -165,7 +165,8 @@ def _data(config: Config) -> str:
 
 def _without_secrets(url: str) -> str:
     """``url`` without its user and password, and without its query, which may be a signature."""
-    return re.split(r"[?#]", re.sub(r"(?<=://)[^/]*@", "", url))[0]
+    # A password may hold what begins a query.
+    return re.split(r"[?#]", re.sub(r"(?<=://)([^/?#@:]*:[^/]*|[^/?#]*)@", "", url))[0]
 
 
 def _tokenizer(config: Config, vocab_size: int) -> str:

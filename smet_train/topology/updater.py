@@ -41,6 +41,10 @@ def _slot_size(layout: Layout) -> int:
     return layout.block * layout.block
 
 
+def _n_active(layer: SparseLinear, density: float) -> int:
+    return Layout.from_density(layer.out_features, layer.in_features, density, layer.layout.block).n_active
+
+
 class _Ages:
     """For how many steps of their layer the active values have existed; of those older than 255 updates, at least."""
 
@@ -178,8 +182,7 @@ class TopologyUpdater:
         before = self._active_values()
         for name, layer in self.layers.items() if self.fault is None else ():
             density = schedule.pruned_density(step, self.targets[name])
-            left = Layout.from_density(layer.out_features, layer.in_features, density, layer.layout.block).n_active
-            n_drop = max(0, layer.layout.n_active - left)
+            n_drop = max(0, layer.layout.n_active - _n_active(layer, density))
             apply_shrink(name, layer, keep_highest(self._scores(name, layer, step, None), n_drop), self.optimizer)
             watch(name, layer)
         self.last_step = step
@@ -279,8 +282,12 @@ class TopologyUpdater:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values; the tensors are in :meth:`tensors`."""
-        return {"last_step": self.last_step, "ever_active": self.exploration.ever_active if self.exploration else None}
+        """Plain values; the tensors are in :meth:`tensors`. Where weights are pruned, whether that is done."""
+        state = {"last_step": self.last_step, "ever_active": self.exploration.ever_active if self.exploration else None}
+        return {**state, "pruned": self._is_pruned()} if self.rules.prunes else state
+
+    def _is_pruned(self) -> bool:
+        return all(layer.layout.n_active <= _n_active(layer, self.targets[name]) for name, layer in self.layers.items())
 
     def tensors(self) -> dict[str, Tensor]:
         """The bits of the sites that were ever active, by layer; empty if they are not kept."""

@@ -24,7 +24,14 @@ from smet_train.sparse.shards import is_sharded, whole
 T = TypeVar("T")
 
 _PATIENCE = timedelta(days=2)  # the leader may prepare data for hours
-_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL")
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Failed to recv",  # of torch's store, which the leader holds
+    "remote process exited",
+    "NCCL",
+)
 
 
 class Processes:

@@ -73,7 +73,8 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            if number.name != self._signal or not self._echo_s:  # an echo may come while the process ends
+                signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous.clear()
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
@@ -83,8 +84,8 @@ class StopRequest:
                 return
             os._exit(128 + number)
         self._signal, self._sent_s = name, self._clock()
+        after = f" after {self._echo_s:g} s" if self._echo_s else ""
+        text = f"\n{name}: finishing this step, then saving. Send it again{after} to stop at once.\n"
         with suppress(OSError):  # the terminal, or who read the output, may have gone: often that is the signal's cause
             # Not print: the signal may have come in the middle of another print.
-            os.write(
-                2, f"\n{self._signal}: finishing this step, then saving. Send it again to stop at once.\n".encode()
-            )
+            os.write(2, text.encode())

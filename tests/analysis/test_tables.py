@@ -12,7 +12,7 @@ from torch import nn
 
 from smet_train.analysis.layers import group_layers, print_layers
 from smet_train.analysis.summary import bytes_table, format_bytes, peak_text, print_summary, run_summary
-from smet_train.analysis.sweep import COLUMNS, print_sweep_table, sweep_rows, write_sweep_csv
+from smet_train.analysis.sweep import COLUMNS, keep_times, print_sweep_table, sweep_rows, write_sweep_csv
 from smet_train.sparse import sparsify
 
 EVENTS: list[dict[str, Any]] = [
@@ -126,8 +126,9 @@ def test_a_damaged_line_is_told_and_what_comes_before_it_stays(
     path = write_run(tmp_path, EVENTS) / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:6], b"\x00\x00\n", *lines[6:]]))
-    assert run_summary(tmp_path)["step"] == 4
-    assert "the summary lacks what comes after it: " in caplog.text
+    summary = run_summary(tmp_path)
+    assert (summary["step"], "eval_loss" in summary) == (4, False)
+    assert "the summary lacks what comes after it, and validation losses: " in caplog.text
     assert "metrics.jsonl, line 7: " in caplog.text
 
 
@@ -178,3 +179,13 @@ def test_the_sweeps_table_lists_failed_jobs_too(tmp_path: Path) -> None:
     text = printed(print_sweep_table, rows)
     assert "d=9: out of range" in text
     assert "+0.3000" in text
+
+
+def test_a_table_that_can_not_be_read_has_no_times_to_keep(tmp_path: Path) -> None:
+    rows = [{**dict.fromkeys(COLUMNS), "status": "done", "step": 6, "folder": "a", "wall_s": 1.0}]
+    table = tmp_path / "sweep.csv"
+    assert keep_times(rows, table) == rows
+    write_sweep_csv(table, [{**rows[0], "wall_s": 50.0}])
+    assert keep_times(rows, table)[0]["wall_s"] == "50.0"
+    write_sweep_csv(table, [{**rows[0], "wall_s": 50.0, "error": "e" * 200_000}])
+    assert keep_times(rows, table) == rows

@@ -71,17 +71,26 @@ def test_fewer_steps_than_are_done_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("last_update", "steps", "least"),
-    [(40, 40, 51), (40, 50, 51), (40, 51, None), (90, 91, None), (0, 10, 11)],
+    ("last_update", "step", "pruned", "steps", "least"),
+    [
+        (40, 41, None, 50, 51),
+        (40, 50, None, 50, 51),
+        (40, 50, None, 51, None),
+        (40, 51, False, 60, 61),
+        (90, 90, None, 91, None),
+        (0, 3, None, 10, 11),
+        (90, 95, False, 100, 101),  # of a run that was to be longer
+        (40, 45, True, 50, None),
+    ],
 )
 def test_a_run_that_prunes_is_not_ended_before_its_density(
-    tmp_path: Path, last_update: int, steps: int, least: int | None
+    tmp_path: Path, last_update: int, step: int, pruned: bool | None, steps: int, least: int | None
 ) -> None:
     prunes = ["method=gmp", "topology.interval=10", "topology.stop_at=1"]
     saved = {
         "config": to_dict(compose([*prunes, "train.steps=100"])),
-        "step": last_update,
-        "topology": {"last_step": last_update},
+        "step": step,
+        "topology": {"last_step": last_update} | ({} if pruned is None else {"pruned": pruned}),
     }
     config = compose([*prunes, "train.steps=100"])
     config.train.steps = steps
@@ -90,6 +99,20 @@ def test_a_run_that_prunes_is_not_ended_before_its_density(
         return
     with pytest.raises(CheckpointError, match=f"train.steps={steps} leaves no update .* write train.steps={least} or"):
         check_continuation(saved, config, tmp_path / "checkpoints" / "step_00000040", tmp_path)
+
+
+def test_another_run_has_updates_of_its_own_in_which_to_prune(tmp_path: Path) -> None:
+    saved = {
+        "config": to_dict(compose(["method=gmp", "topology.interval=10", "train.steps=200"])),
+        "step": 90,
+        "topology": {"last_step": 90, "pruned": False},
+    }
+    config = compose(["method=gmp", "topology.interval=60", "train.steps=121"])
+    other = tmp_path / "other" / "checkpoints" / "step_00000090"
+    check_continuation(saved, config, other, tmp_path)
+    config.train.steps = 110
+    with pytest.raises(CheckpointError, match="train.steps=110 leaves no update .* write train.steps=121 or more"):
+        check_continuation(saved, config, other, tmp_path)
 
 
 CONSTANT = ["optimizer.schedule=constant", "optimizer.warmup_fraction=0"]

@@ -95,6 +95,7 @@ def signal_as_they_ask(at_call: int) -> None:
         return heard
 
     patched("smet_train.train.processes.Processes.highest", ask)
+    patched("smet_train.train.loop._POLL_S", 60.0)  # as they wait for data they ask too
 
 
 @pytest.mark.parametrize("asked", [0, 1])

@@ -11,7 +11,7 @@ import torch
 from smet_train import build, ranks
 from smet_train.config.schema import Config
 from smet_train.config.validate import check_processes
-from smet_train.errors import ConfigError, DataError
+from smet_train.errors import ConfigError, DataError, TrainingError
 from smet_train.sparse.ledger import sparse_layers
 from smet_train.train import agreement, loop, processes
 from smet_train.train.lock import run_folder_lock
@@ -79,6 +79,14 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_errors_than_a_lost_process_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="^shapes$"), lost_process_told():
         raise RuntimeError("shapes")
+
+
+def test_a_leader_that_dies_while_another_process_waits_in_its_store_is_lost() -> None:
+    said_by_torch = (
+        "Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?"
+    )
+    with pytest.raises(TrainingError, match="another process of this run has ended"), lost_process_told():
+        raise torch.distributed.DistNetworkError(said_by_torch)
 
 
 def fail_to_read() -> None:

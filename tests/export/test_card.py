@@ -69,6 +69,7 @@ def test_it_tells_runs_apart(name: str, fact: str, trained_as: TrainedAs) -> Non
             "| data | jsonl files: `https://example.org:8080/a.jsonl` |",
         ),
         (["data=jsonl", "data.files=['https://me:sec?ret#secret@h/a@b.jsonl']"], "files: `https://h/a@b.jsonl` |"),
+        (["data=jsonl", "data.files=['https://h?to=a@b.jsonl']"], "files: `https://h` |"),
         (["data.tokenizer.hub_name=org/name"], "| tokenizer | `org/name` from the Hugging Face hub, "),
         (["data.tokenizer.file=/home/me/tokenizer.json"], "| tokenizer | `tokenizer.json`, "),
         (["method=static"], "`static`, sparse from the first step, its sites as first drawn"),

@@ -97,6 +97,22 @@ with StopRequest(echo_s=2.0, clock=lambda: now_s) as stop:
     assert killed(code) == status
 
 
+@pytest.mark.parametrize(("later_s", "status"), [(1.9, 0), (2.1, 128 + signal.SIGTERM)])
+def test_an_echo_may_come_as_the_process_ends(later_s: float, status: int) -> None:
+    code = f"""
+import os, signal
+from smet_train.train.signals import StopRequest
+now_s = 100.0
+with StopRequest(echo_s=2.0, clock=lambda: now_s) as stop:
+    stop.arm()
+    os.kill(os.getpid(), signal.SIGTERM)
+now_s += {later_s}
+os.kill(os.getpid(), signal.SIGTERM)
+assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+"""
+    assert killed(code) == status
+
+
 def test_what_is_ignored_from_the_start_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
