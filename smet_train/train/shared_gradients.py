@@ -5,13 +5,10 @@ A parameter holds active values only, so its buckets do too; nothing else is sen
 
 import gc
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
-from torch.distributed import GradBucket  # type: ignore[attr-defined]  # torch exports it without saying so
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from smet_train.train.processes import Processes
@@ -20,6 +17,9 @@ from smet_train.train.step import TokenLoss
 
 class SharedGradients:
     """The loss of a micro-batch, whose backward pass averages all gradients over the processes.
+
+    What is sent is counted beside it, not by a hook: a hook in Python is let go of by the thread that sends, which then
+    waits for the interpreter; where another process has died, that is held by who waits for this thread.
 
     Args:
         model: the same in all processes, which :func:`smet_train.train.agreement.check_same_start` has seen to.
@@ -43,7 +43,6 @@ class SharedGradients:
             parallel = DistributedDataParallel(
                 self._loss, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
             )
-        parallel.register_comm_hook(self._processes, _average_and_count)
         return parallel
 
     def __call__(self, windows_BT: Tensor) -> Tensor:
@@ -51,11 +50,13 @@ class SharedGradients:
         loss: Tensor = self._parallel(windows_BT)
         return loss
 
-    def accumulating(self, more: bool) -> AbstractContextManager[None]:
+    @contextmanager
+    def accumulating(self, more: bool) -> Iterator[None]:
         """Inside, forward and backward keep their gradients to themselves if ``more`` micro-batches follow."""
-        return self._parallel.no_sync() if more else nullcontext()
-
-
-def _average_and_count(processes: Processes, bucket: GradBucket) -> Future[torch.Tensor]:
-    processes.sent_bytes += bucket.buffer().nbytes
-    return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # None is the group of all processes
+        if more:
+            with self._parallel.no_sync():
+                yield
+            return
+        yield
+        trained = (parameter for parameter in self._parallel.parameters() if parameter.requires_grad)
+        self._processes.sent_bytes += sum(parameter.nbytes for parameter in trained)

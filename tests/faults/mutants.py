@@ -141,8 +141,8 @@ MUTANTS = [
     Mutant(
         "gradients are sent with every micro-batch",
         GRADIENTS,
-        "return self._parallel.no_sync() if more else nullcontext()",
-        "return nullcontext()",
+        "            with self._parallel.no_sync():\n                yield\n",
+        "            yield\n",
         "tests/distributed/test_bytes.py",
     ),
     Mutant(
