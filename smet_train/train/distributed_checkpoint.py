@@ -19,7 +19,13 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -267,10 +273,23 @@ class _DescriptionUnpickler(pickle.Unpickler):
         Raises:
             UnpicklingError: if it names something else.
         """
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format
         known = (module, name) in _DESCRIBES
         if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no known torch does")
+
+
+def _memory_format(kind: object, name: str) -> Any:
+    """What Python before 3.11.4 pickles a member of an enumeration as: an attribute of it.
+
+    Raises:
+        UnpicklingError: if it is another attribute than that.
+    """
+    if kind is not _MEM_FORMAT_ENCODING or name not in _MEM_FORMAT_ENCODING.__members__:
+        raise pickle.UnpicklingError(f"it names {name!r} of {kind!r}, which no known torch does")
+    return _MEM_FORMAT_ENCODING[name]
 
 
 def _read_description(folder: Path) -> tuple[Metadata, dict[str, tuple[torch.Size, torch.dtype]]]:

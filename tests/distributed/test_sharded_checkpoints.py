@@ -1,5 +1,6 @@
 """Checkpoints in torch's distributed format: written by all processes, read by any number, as safe as others."""
 
+import enum
 import errno
 import io
 import os
@@ -16,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
@@ -190,6 +191,34 @@ class Foreign:
         return os.system, ("false",)
 
 
+class Attribute:
+    """Its pickle asks for an attribute."""
+
+    def __init__(self, *asked: Any) -> None:
+        self.asked = asked
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, self.asked
+
+
+class OfPython3112(pickle.Pickler):
+    """Pickles members of enumerations as Python did before 3.11.4."""
+
+    def reducer_override(self, held: Any) -> Any:
+        return (getattr, (type(held), held.name)) if isinstance(held, enum.Enum) else NotImplemented
+
+
+def test_a_description_that_an_older_python_wrote_is_read(copy: Path) -> None:
+    path = newest(copy) / "sharded" / ".metadata"
+    before = pickle.loads(path.read_bytes())
+    content = io.BytesIO()
+    OfPython3112(content).dump(before)
+    assert b"getattr" in content.getvalue()
+    path.write_bytes(content.getvalue())
+    found, _ = distributed_checkpoint._read_description(path.parent)
+    assert found == before
+
+
 def holding(what: Any) -> bytes:
     return pickle.dumps(Metadata({"a": what}))
 
@@ -214,11 +243,19 @@ def holding(what: Any) -> bytes:
             b"ctorch\nload\n.",
             "does not describe tensors (it names torch.load, which no known torch does)",
         ),
+        (
+            pickle.dumps(Attribute(torch.Size, "numel")),
+            "does not describe tensors (it names 'numel' of <class 'torch.Size'>, which no known torch does)",
+        ),
+        (
+            pickle.dumps(Attribute(_MEM_FORMAT_ENCODING, "mro")),
+            "does not describe tensors (it names 'mro' of <enum '_MEM_FORMAT_ENCODING'>, which no known torch does)",
+        ),
         (pickle.dumps([1]), "does not describe tensors ('list' object has no attribute 'state_dict_metadata')"),
         (b"", "does not describe tensors (Ran out of input)"),
         (holding(StorageMeta()), "does not describe tensors alone"),
     ],
-    ids=range(7),
+    ids=range(9),
 )
 def test_a_description_that_names_anything_else_is_refused(copy: Path, content: bytes, told: str) -> None:
     """Even if somebody has made all checksums fit."""

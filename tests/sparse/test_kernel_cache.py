@@ -40,8 +40,10 @@ def nothing_told() -> None:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[..., ModuleType]:
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
     """The module as a process sees it that has just begun."""
+    # Python takes its own compiled file for that of another source of the same length, written in the same second.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def read(source: str = SOURCE) -> ModuleType:
         path = tmp_path / "scaling.py"
