@@ -1,5 +1,6 @@
 """The console script ``smet-train``: a run or a sweep, with every mistake told in one message."""
 
+import faulthandler
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ _FIRST_WORD_S = 10.0  # torchrun ends the wait when the other process has ended
 def main() -> None:
     """Run the command line; exits with 0 when done, 2 for a user's mistake, 1 for a failure."""
     let_output_end_first()
+    faulthandler.enable(2)  # a crash of a library says where; standard error may be another object by now
     logging.raiseExceptions = False  # a train.log on a full disk lacks lines; it is no reason for tracebacks
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # before training starts Ctrl-C ends the process, without a traceback
     sys.exit(_status(sys.argv[1:]))

@@ -1,5 +1,6 @@
 """A mistake gives one clear message, no traceback, and exit status 2; a failure gives 1."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -173,3 +174,18 @@ def test_an_error_that_another_process_tells_waits_for_it_where_it_would_be_ende
     with pytest.raises(SystemExit) as left:
         train.main()
     assert (left.value.code, waited, capsys.readouterr().err) == (2, waits, "")
+
+
+def test_a_crash_of_a_library_shows_where_it_was() -> None:
+    code = """
+import os
+from smet_train.cli import train
+def crash(_words):
+    os.abort()
+train._status = crash
+train.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in done.stderr
+    assert "in crash" in done.stderr

@@ -1,5 +1,6 @@
 """Runs in processes of their own, forked from one that has everything imported; what they leave, to compare."""
 
+import faulthandler
 import hashlib
 import io
 import json
@@ -59,6 +60,7 @@ def end(process: BaseProcess) -> int:
 def _child(config: Config, folder: Path, hooks: tuple[Hook, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the command line does
     torch.set_num_threads(1)
+    faulthandler.enable(2)  # as well
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "console.log").open("a", encoding="utf-8") as output:
         os.dup2(output.fileno(), 1)
