@@ -174,7 +174,7 @@ def build_spikes(
             sharded=sharded,
         )
 
-    return SpikeWatch(meter("train"), meter("probe"), probe_loss, config.tracking.probe_windows)
+    return SpikeWatch(meter("train"), meter("probe"), probe_loss)
 
 
 def split_probe(config: Config, held_out: Tensor) -> tuple[Tensor, Tensor]:

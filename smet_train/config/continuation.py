@@ -127,7 +127,7 @@ def _is_pruned(saved: Mapping[str, Any]) -> bool:
     if before["grow"] != Grow.nothing.name:
         return True
     due = saved["topology"]["last_step"] + before["interval"]
-    done = due >= before["stop_at"] * saved["config"]["train"]["steps"]  # all that a checkpoint of 0.1.0 tells
+    done = due >= before["stop_at"] * saved["config"]["train"]["steps"]  # an older checkpoint tells no more
     return bool(saved["topology"].get("pruned", done))
 
 

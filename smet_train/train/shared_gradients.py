@@ -28,22 +28,26 @@ class SharedGradients:
     def __init__(self, processes: Processes, model: nn.Module, precision: str) -> None:
         self._processes = processes
         self._loss = TokenLoss(model, precision)
-        self._parallel = self._wrapped()
+        self._wrap()
 
     def renew(self) -> None:
         """Make the buckets anew, after parameters have got another shape."""
         del self._parallel  # it keeps autograd's notes of the old shapes
         gc.collect()
+        self._wrap()
+
+    def _wrap(self) -> None:
         self._parallel = self._wrapped()
+        trained = (parameter for parameter in self._parallel.parameters() if parameter.requires_grad)
+        self._gradient_bytes = sum(parameter.nbytes for parameter in trained)
 
     def _wrapped(self) -> DistributedDataParallel:
         with warnings.catch_warnings():
             # torch 2.13 renames broadcast_buffers, and has no other name yet for not sending buffers at the start.
             warnings.simplefilter("ignore", FutureWarning)
-            parallel = DistributedDataParallel(
+            return DistributedDataParallel(
                 self._loss, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
             )
-        return parallel
 
     def __call__(self, windows_BT: Tensor) -> Tensor:
         """As :func:`smet_train.train.step.token_loss`."""
@@ -58,5 +62,4 @@ class SharedGradients:
                 yield
             return
         yield
-        trained = (parameter for parameter in self._parallel.parameters() if parameter.requires_grad)
-        self._processes.sent_bytes += sum(parameter.nbytes for parameter in trained)
+        self._processes.sent_bytes += self._gradient_bytes

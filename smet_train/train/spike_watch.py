@@ -16,20 +16,14 @@ class SpikeWatch:
         train: meter of the training losses.
         probe: meter of the probe losses, or None.
         probe_loss: the model's present loss on the probe batch; called only inside an open window.
-        probe_windows: sequences in the probe batch, by which it is known.
     """
 
     def __init__(
-        self,
-        train: SpikeMeter,
-        probe: SpikeMeter | None = None,
-        probe_loss: Callable[[], float] | None = None,
-        probe_windows: int = 0,
+        self, train: SpikeMeter, probe: SpikeMeter | None = None, probe_loss: Callable[[], float] | None = None
     ) -> None:
         self.train = train
         self.probe = probe
         self.probe_loss = probe_loss
-        self.probe_windows = probe_windows
 
     def before_step(self, step: int) -> list[dict[str, Any]]:
         """Take the probe loss of step ``step`` if a window is open that lacks it; returns the spike events that this
@@ -59,13 +53,11 @@ class SpikeWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """The open windows of both meters in plain values."""
-        probe = None if self.probe is None else self.probe.state_dict()
-        return {"train": self.train.state_dict(), "probe": probe, "probe_windows": self.probe_windows}
+        return {"train": self.train.state_dict(), "probe": None if self.probe is None else self.probe.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue open windows; a probe that the checkpoint does not know, or with another batch, starts with the next
-        update."""
+    def load_state_dict(self, state: Mapping[str, Any], *, same_probe: bool) -> None:
+        """Continue open windows; a probe that the checkpoint does not know, or that is not the ``same_probe`` batch,
+        starts with the next update."""
         self.train.load_state_dict(state["train"])
-        same = state.get("probe_windows", self.probe_windows) == self.probe_windows  # an older checkpoint does not say
-        if self.probe is not None and state["probe"] is not None and same:
+        if self.probe is not None and state["probe"] is not None and same_probe:
             self.probe.load_state_dict(state["probe"])

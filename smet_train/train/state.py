@@ -122,7 +122,8 @@ def restore(run: Run, snapshot: Snapshot, *, same_folder: bool) -> None:
         restore_random_state(snapshot.tensors["random"], run.device)
         run.topology.load_state_dict(plain["topology"], snapshot.tensors["topology"])
         run.batches.load_state_dict(plain["data"])
-        run.spikes.load_state_dict(plain["spikes"])
+        same_probe = plain["config"]["tracking"]["probe_windows"] == run.config["tracking"]["probe_windows"]
+        run.spikes.load_state_dict(plain["spikes"], same_probe=same_probe)
         run.guard.load_state_dict(plain["guard"])
         run.state = TrainState(**{item.name: plain[item.name] for item in fields(TrainState)})
         run.fresh = False

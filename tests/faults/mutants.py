@@ -324,7 +324,13 @@ MUTANTS = [
         '            "block": self._position.block + 1,\n',
         "tests/data/test_stream.py",
     ),
-    Mutant("spikes are not restored", STATE, '        run.spikes.load_state_dict(plain["spikes"])\n', "", CRASHED),
+    Mutant(
+        "spikes are not restored",
+        STATE,
+        '        run.spikes.load_state_dict(plain["spikes"], same_probe=same_probe)\n',
+        "",
+        CRASHED,
+    ),
     Mutant("metrics are not cut back", STATE, "        if same_folder:\n", "        if False:\n", CRASHED),
     Mutant(
         "the sites ever active are not restored",

@@ -58,52 +58,58 @@ def signal_after(exchange: int, number: int = signal.SIGTERM) -> None:
         patched(f"smet_train.train.processes.Processes.{name}", counted(getattr(Processes, name)))
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_a_signal_between_any_two_exchanges(
-    quick_config: QuickConfig, tmp_path: Path, campaign: Any, parallel: str
-) -> None:
-    config, whole = quick_config(*SETTINGS, f"train.parallel={parallel}"), tmp_path / "whole"
-    train(config, whole, 2)
-    name = "a signal to processes that wait for each other saves and ends, resumed: exact"
-    with campaign(name, part=parallel) as tally:
-        for draw in tally.draws(few=1, every=8):
-            folder, exchange = tmp_path / str(tally.tried), draw.randint(1, N_EXCHANGES)
-            asked: tuple[int, ...] = draw.choice([(0,), (1,), (0, 1)])
-            hooks: dict[int, Hook] = {rank: partial(signal_after, exchange) for rank in asked}
-            fault = wrong(config, folder, whole, end(start(config, folder, 2, of=hooks)))
-            tally.note(fault and f"{asked} after {exchange}: {fault}\n{said(folder)[-2000:]}")
-
-
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_one_is_killed_between_any_two_exchanges(
-    quick_config: QuickConfig, tmp_path: Path, campaign: Any, parallel: str
-) -> None:
-    config, whole = quick_config(*SETTINGS, f"train.parallel={parallel}"), tmp_path / "whole"
-    train(config, whole, 2)
-    name = "SIGKILL of a process that others wait for ends all, resumed: exact"
-    with campaign(name, part=parallel) as tally:
-        for draw in tally.draws(few=1, every=8):
-            folder, exchange, killed = tmp_path / str(tally.tried), draw.randint(1, N_EXCHANGES), draw.randint(0, 1)
-            hook = partial(signal_after, exchange, signal.SIGKILL)
-            fault = not_ended(config, folder, whole, end(start(config, folder, 2, of={killed: hook})), killed)
-            tally.note(fault and f"{killed} after {exchange}: {fault}\n{said(folder)[-2000:]}")
-
-
-def not_ended(config: Config, folder: Path, whole: Path, statuses: list[int], killed: int) -> str | None:
-    """What is wrong with how the other process has ended and what became of the run then, if anything."""
-    told = said(folder)
+def after_a_kill(folder: Path, statuses: list[int], asked: tuple[int, ...]) -> str | None:
+    """What is wrong with how the other process has ended, if anything."""
+    told, (killed,) = said(folder), asked
     if statuses[killed] != -signal.SIGKILL or statuses[1 - killed] not in (0, 1):
         return f"they exit with {statuses}"
     if statuses[1 - killed] == 1 and ("another process of this run has ended" not in told or "Traceback" in told):
         return "it does not say why"
-    train(config, folder, 2)
-    return difference(folder, whole, STEPS)
+    return None
 
 
-def wrong(config: Config, folder: Path, whole: Path, statuses: list[int]) -> str | None:
-    """What is wrong with how the processes have ended and what became of the run then, if anything."""
+def after_a_signal(folder: Path, statuses: list[int], _asked: tuple[int, ...]) -> str | None:
+    """What is wrong with how the processes have ended, if anything."""
     last = trace(folder)[-1]
     if statuses != [0, 0] or last["event"] != "end" or last["reason"] not in ("SIGTERM", "finished"):
         return f"they exit with {statuses} and {last}"
-    train(config, folder, 2)
-    return difference(folder, whole, STEPS)
+    return None
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    ("number", "whom", "wrong", "name"),
+    [
+        (
+            signal.SIGTERM, [(0,), (1,), (0, 1)], after_a_signal,
+            "a signal to processes that wait for each other saves and ends, resumed: exact",
+        ),
+        (
+            signal.SIGKILL, [(0,), (1,)], after_a_kill,
+            "SIGKILL of a process that others wait for ends all, resumed: exact",
+        ),
+    ],
+    ids=["SIGTERM", "SIGKILL"],
+)  # fmt: skip
+def test_a_signal_between_any_two_exchanges(
+    quick_config: QuickConfig,
+    tmp_path: Path,
+    campaign: Any,
+    number: int,
+    whom: list[tuple[int, ...]],
+    wrong: Callable[[Path, list[int], tuple[int, ...]], str | None],
+    name: str,
+    parallel: str,
+) -> None:
+    config, whole = quick_config(*SETTINGS, f"train.parallel={parallel}"), tmp_path / "whole"
+    train(config, whole, 2)
+    with campaign(name, part=parallel) as tally:
+        for draw in tally.draws(few=1, every=8):
+            folder, exchange = tmp_path / str(tally.tried), draw.randint(1, N_EXCHANGES)
+            asked = draw.choice(whom)
+            hooks: dict[int, Hook] = {rank: partial(signal_after, exchange, number) for rank in asked}
+            fault = wrong(folder, end(start(config, folder, 2, of=hooks)), asked)
+            if fault is None:
+                train(config, folder, 2)
+                fault = difference(folder, whole, STEPS)
+            tally.note(fault and f"{asked} after {exchange}: {fault}\n{said(folder)[-2000:]}")

@@ -52,6 +52,7 @@ def test_equals_a_masked_dense_layer() -> None:
         if updater.due(step):
             moved = updater.step(step)
             left = round(schedule().pruned_density(step, 0.2) * 120)
+            assert updater.state_dict()["pruned"] == (left == 24)
             threshold = (dense.detach() * mask).abs().flatten().topk(left).values[-1]
             mask = ((dense.detach() * mask).abs() >= threshold).double()
             with torch.no_grad():

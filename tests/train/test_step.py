@@ -140,24 +140,24 @@ def test_a_probe_that_the_checkpoint_does_not_know_starts_with_the_next_update()
     without = SpikeWatch(spike_meter("train"))
     without.after_step(1, 5.0)
     watch = SpikeWatch(spike_meter("train"), spike_meter("probe"), lambda: 1.0)
-    watch.load_state_dict(without.state_dict())
+    watch.load_state_dict(without.state_dict(), same_probe=True)
     assert watch.probe is not None
     assert not watch.probe.open
     assert watch.topology_moved(1, 1.0) == []
     assert watch.probe.open
     again = SpikeWatch(spike_meter("train"), spike_meter("probe"), lambda: 1.0)
-    again.load_state_dict(watch.state_dict())
+    again.load_state_dict(watch.state_dict(), same_probe=True)
     assert again.probe is not None
     assert again.probe.open
 
 
 def test_an_open_window_of_another_probe_batch_is_not_gone_on_with() -> None:
     """Its baseline and peak would be losses of different texts."""
-    watch = SpikeWatch(spike_meter("train"), spike_meter("probe"), lambda: 1.0, probe_windows=2)
+    watch = SpikeWatch(spike_meter("train"), spike_meter("probe"), lambda: 1.0)
     watch.after_step(1, 5.0)
     watch.topology_moved(1, watch.probe_baseline())
-    for n_windows in (2, 3):
-        again = SpikeWatch(spike_meter("train"), spike_meter("probe"), lambda: 9.0, probe_windows=n_windows)
-        again.load_state_dict(watch.state_dict())
+    for same_probe in (True, False):
+        again = SpikeWatch(spike_meter("train"), spike_meter("probe"), lambda: 9.0)
+        again.load_state_dict(watch.state_dict(), same_probe=same_probe)
         assert again.probe is not None
-        assert (again.train.open, again.probe.open) == (True, n_windows == 2)
+        assert (again.train.open, again.probe.open) == (True, same_probe)
