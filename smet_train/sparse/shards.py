@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 # The whole of the first, of which each process holds the slots that it holds of the second.
@@ -56,8 +57,15 @@ def whole(part: Tensor, like: Tensor) -> Tensor:
         return part
     if part.dtype == torch.int16:  # which neither gloo nor NCCL knows: as two bytes behind the first dimension
         return whole(part.unsqueeze(-1).view(torch.uint8), like).view(torch.int16).squeeze(-1)
-    everything: Tensor = as_split(part, like).full_tensor()  # type: ignore[attr-defined]
-    return everything
+    # Not by DTensor.full_tensor, whose operation has a long name: gloo's threads write down without a lock which one
+    # they have finished last, and such a name is memory of its own, that two can then free: the process dies or hangs.
+    mesh, _ = _split(like)
+    n = like.shape[0]
+    length = -(-n // mesh.size())
+    padding = part.new_zeros(length - part.shape[0], *part.shape[1:])
+    everything = part.new_empty(mesh.size() * length, *part.shape[1:])
+    dist.all_gather(list(everything.chunk(mesh.size())), torch.cat([part, padding]), group=mesh.get_group())
+    return everything[:n]
 
 
 def held_range(n: int, like: Tensor) -> range:

@@ -108,6 +108,46 @@ def test_every_kind_of_run(quick_config: QuickConfig, tmp_path: Path, overrides:
     assert events(one, "topology_map") == events(two, "topology_map")
 
 
+# What a process has done last gloo writes down without a lock. These have names of at most 15 letters there, which need
+# no memory of their own; of ALLGATHER_COALESCED, to which DTensor.full_tensor comes, two threads can free it at once.
+NAMED_IN_PLACE = {
+    "c10d::_allgather_base_",
+    "c10d::_reduce_scatter_base_",
+    "c10d::allgather_",
+    "c10d::allreduce_",
+    "c10d::broadcast_",
+    "c10d::gather_",
+    "c10d::reduce_",
+    "c10d::scatter_",
+    "_c10d_functional::_wrap_tensor_autograd",
+    "_c10d_functional::all_reduce",
+    "_c10d_functional::wait_tensor",
+}
+
+
+def write_down_operations() -> None:
+    """Names of all operations over processes, in the run folder."""
+
+    def watched(run: Run) -> str:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            reason = loop.train(run)
+        names = {event.key for event in profile.key_averages() if "c10d" in event.key}
+        (run.folder / f"operations.{run.processes.rank}").write_text("\n".join(sorted(names)), encoding="utf-8")
+        return reason
+
+    patched("smet_train.job.train", watched)
+
+
+@pytest.mark.parametrize("parallel", ["fsdp", "ddp"])
+def test_gloo_can_write_down_the_names_of_all_operations(
+    quick_config: QuickConfig, tmp_path: Path, parallel: str
+) -> None:
+    train(quick_config(*BY_GRADIENT, *FOUR, f"train.parallel={parallel}"), tmp_path, 2, write_down_operations)
+    for rank in (0, 1):
+        names = set((tmp_path / f"operations.{rank}").read_text(encoding="utf-8").splitlines())
+        assert {"c10d::allreduce_", "c10d::allgather_"} <= names <= NAMED_IN_PLACE
+
+
 BY_GRADIENT = ("topology.grow=gradient", "topology.drop=magnitude_and_gradient", "train.micro_batch_size=1")
 BLOCKS = ("model.family=gpt2", "sparsity.block_size=16", "sparsity.density=0.25")
 

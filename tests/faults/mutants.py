@@ -47,6 +47,13 @@ AS_ONE = "tests/distributed/test_as_one.py -k 'smet_rigl or dense'"
 
 MUTANTS = [
     Mutant(
+        "parts are made whole by the operation that gloo's threads can free the name of twice",
+        "sparse/shards.py",
+        "    mesh, _ = _split(like)\n    n = like",
+        "    return as_split(part, like).full_tensor()\n    mesh, _ = _split(like)\n    n = like",
+        "tests/distributed/test_sharded.py -k write_down_the_names",
+    ),
+    Mutant(
         "a signal after the budget counts as the second one",
         "train/signals.py",
         "            self._taken = _REASONS[code]\n",

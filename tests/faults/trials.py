@@ -59,6 +59,7 @@ def end(process: BaseProcess) -> int:
 
 def _child(config: Config, folder: Path, hooks: tuple[Hook, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the command line does
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which the suite's own nohup would have it ignore
     torch.set_num_threads(1)
     faulthandler.enable(2)  # as well
     folder.mkdir(parents=True, exist_ok=True)
