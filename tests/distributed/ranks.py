@@ -57,8 +57,13 @@ def start(
 
 
 def end(processes: Sequence[BaseProcess]) -> list[int]:
-    """The exit status of each."""
-    return [trials.end(process) for process in processes]
+    """The exit status of each; if one hangs, they all write down where they are."""
+    try:
+        return [trials.end(process) for process in processes]
+    except AssertionError:
+        for process in processes:
+            trials.abort(process)
+        raise
 
 
 def train(config: Config, folder: Path, size: int, *hooks: Hook) -> None:

@@ -1,12 +1,18 @@
 """The table of faults counts right: a campaign with one failure fails, and says which trial and what differed."""
 
 import json
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from smet_train.config.schema import Config
+from tests.distributed import ranks
+from tests.faults import trials
 from tests.faults.conftest import Campaign, write_table
 from tests.faults.trials import difference, digest
 
@@ -60,3 +66,19 @@ def test_the_table_is_written_where_there_is_no_folder_yet(tmp_path: Path) -> No
     row: dict[str, object] = {"name": "counting", "tried": 3, "passed": 2, "worst": None, "unit": ""}
     write_table(tmp_path / "outputs" / "faults.json", [row])
     assert json.loads((tmp_path / "outputs" / "faults.json").read_text())["campaigns"] == [row]
+
+
+def hang() -> None:
+    time.sleep(600)
+
+
+def test_a_process_that_hangs_fails_the_test_and_says_where_it_was(
+    quick_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "_LONGEST_S", 8)
+    processes = [trials.start(quick_config(), tmp_path / name, hang) for name in ("one", "other")]
+    with pytest.raises(AssertionError, match="still running after 8 s; its console.log says where"):
+        ranks.end(processes)
+    for process, name in zip(processes, ("one", "other"), strict=True):
+        assert process.exitcode == -signal.SIGABRT
+        assert "in hang" in trials.output(tmp_path / name)

@@ -51,10 +51,19 @@ def run(config: Config, folder: Path, *hooks: Hook) -> int:
 
 
 def end(process: BaseProcess) -> int:
-    """Wait for a child; one that hangs is killed and fails the test."""
+    """Wait for a child; one that hangs fails the test, and its console.log says where it was."""
     process.join(_LONGEST_S)
-    assert process.exitcode is not None, process.kill()  # type: ignore[func-returns-value]
+    if process.exitcode is None:
+        abort(process)
+        raise AssertionError(f"a process was still running after {_LONGEST_S} s; its console.log says where")
     return process.exitcode
+
+
+def abort(process: BaseProcess) -> None:
+    """End a child, which writes down the stacks of its threads; nothing, if it has ended."""
+    if process.exitcode is None and process.pid is not None:
+        os.kill(process.pid, signal.SIGABRT)
+        process.join(_LONGEST_S)
 
 
 def _child(config: Config, folder: Path, hooks: tuple[Hook, ...]) -> None:
