@@ -38,7 +38,7 @@ test-dist: $(READY)  ## those of several processes
 faults: $(READY)  ## every trial of tests/faults, about 20 minutes; prints tried, passed and worst case of each kind
 	$(PYTEST) --faults=all --faults-out=outputs/faults.json --timeout=1800 tests/faults
 
-mutants: $(READY)  ## one deliberate bug at a time, about 5 minutes: a test must fail for each
+mutants: $(READY)  ## one deliberate bug at a time, about 10 minutes: a test must fail for each
 	$(BIN)/python -m tests.faults.mutants
 
 check: lint type  ## what to run before a commit: lint, types, fast tests
