@@ -1,13 +1,14 @@
-"""What smet-train gives processes that it starts of itself: they end with it, and know that it passes signals on."""
+"""The processes that smet-train starts of itself: they end with it, and know that it passes signals on."""
 
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from subprocess import Popen
+from typing import Any
 
 _MARK = "SMET_TRAIN_PASSES_SIGNALS_ON"
-MARKED = {_MARK: "1"}  # for the environment of a process that is started
 _PR_SET_PDEATHSIG = 1
 # Opened here, because in a forked process another thread's lock may be held for ever.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -18,7 +19,25 @@ def gets_signals_twice() -> bool:
     return _MARK in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def ending_with_this_process() -> Callable[[], None]:
+def start_child(command: Sequence[str], environment: Mapping[str, str], **streams: Any) -> "Popen[bytes]":
+    """Start ``command`` as a process that ends with this one and is passed the signals that this one gets.
+
+    It has a session of its own, so that Ctrl-C on the terminal reaches this process alone, which passes it on once.
+
+    Args:
+        environment: all of the variables it gets, but for the one that says where it comes from.
+        streams: ``stdin``, ``stdout`` and ``stderr`` of :class:`subprocess.Popen`.
+    """
+    return Popen(
+        command,
+        env={**environment, _MARK: "1"},
+        start_new_session=True,
+        preexec_fn=_ending_with_this_process(),
+        **streams,
+    )
+
+
+def _ending_with_this_process() -> Callable[[], None]:
     """For ``preexec_fn`` of subprocess: on Linux the child is sent SIGTERM when the thread that starts it ends, and so
     when this process dies, however it does."""
     starter = os.getpid()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from smet_train.offspring import MARKED, ending_with_this_process
+from smet_train.offspring import start_child
 
 _MISTAKE = 2  # the exit status of a command that can't be run as it is
 
@@ -88,15 +88,12 @@ class JobProcess:
             with self._starting:
                 if self._stopped:
                     return None
-                # A session of its own: Ctrl-C on the terminal reaches the driver alone, which passes it on once.
-                self._child = subprocess.Popen(
+                self._child = start_child(
                     [*self._job.command, *more],
+                    {**self._environment, **os.environ},
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    env={**self._environment, **os.environ, **MARKED},
-                    preexec_fn=ending_with_this_process(),
                 )
             status = self._child.wait()
         if not self._stopped:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from smet_train.config.paths import folder_override
-from smet_train.offspring import MARKED, ending_with_this_process
+from smet_train.offspring import start_child
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _POLL_S = 0.05
@@ -49,20 +49,13 @@ class _Group:
     def start(self, n_processes: int, command: list[str]) -> None:
         shared = {
             **os.environ,
-            **MARKED,
             "WORLD_SIZE": str(n_processes),
             "LOCAL_WORLD_SIZE": str(n_processes),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(_free_port()),
         }
         for rank in range(n_processes):
-            # A session of its own: Ctrl-C on the terminal reaches this process alone, which passes it on once.
-            child = subprocess.Popen(
-                command,
-                start_new_session=True,
-                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                preexec_fn=ending_with_this_process(),
-            )
+            child = start_child(command, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
             self._children.append(child)
             if self._signal is not None:  # it came before this child was there
                 child.send_signal(self._signal)

@@ -21,6 +21,7 @@ from smet_train.train.processes import Processes, joined
 from smet_train.train.run import Run
 from tests.faults import trials
 from tests.faults.trials import Hook
+from tests.forked import context
 
 LONG = ("train.steps=200", "topology.interval=35", "train.eval_interval=100", "checkpoint.interval=0")
 FOUR = ("train.batch_size=4", "train.micro_batch_size=1")
@@ -75,7 +76,7 @@ def train(config: Config, folder: Path, size: int, *hooks: Hook) -> None:
 def each(size: int, check: Callable[[Processes], None]) -> None:
     """``check``, a function of a module, in ``size`` processes that know each other; it must end well in all."""
     port = free_port()
-    children = [trials.context.Process(target=_joined, args=(rank, size, port, check)) for rank in range(size)]
+    children = [context.Process(target=_joined, args=(rank, size, port, check)) for rank in range(size)]
     for child in children:
         child.start()
     assert not any(end(children))

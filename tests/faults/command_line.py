@@ -57,7 +57,7 @@ def call(words: list[str], folder: Path) -> Outcome:
         working_in(folder),
         mock.patch.object(sys, "argv", words),
         mock.patch.object(train, "_train", accept),
-        mock.patch("subprocess.Popen", accept),  # the jobs of a sweep
+        mock.patch("smet_train.offspring.Popen", accept),  # the jobs of a sweep
         contextlib.redirect_stderr(told),
         contextlib.redirect_stdout(io.StringIO()),
     ):

@@ -4,7 +4,6 @@ import faulthandler
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -26,15 +25,13 @@ from smet_train.tracking.jsonl import read_events
 from smet_train.tracking.names import TIME_FIELDS
 from smet_train.train import saver
 from smet_train.train.checkpoint import save_checkpoint
+from tests.forked import context
 
 _MEASURED_BYTES = ("rss_bytes", "device_bytes")  # what the machine says of the process
 _LONGEST_S = 120
 
 # What a child does before it trains: patch something. Pickled, so a function of a module.
 Hook = Callable[[], None]
-
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.faults.warm"])
 
 
 def start(config: Config, folder: Path, *hooks: Hook) -> BaseProcess:
