@@ -1,6 +1,6 @@
 # `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-dist faults mutants check lint type docs bench clean
+.PHONY: help setup demo test test-all test-dist faults mutants check lint type docs bench clean
 
 # The environment; `make VENV=elsewhere …` keeps another one.
 VENV ?= .venv
@@ -29,8 +29,11 @@ demo: $(READY)  ## pre-train a small sparse LLaMA on the embedded data and show 
 	$(BIN)/smet-train +experiment=demo
 	$(BIN)/smet-report --newest
 
-test: $(READY)  ## run all tests
-	$(PYTEST)
+test: $(READY)  ## the tests that need no process of their own: nearly all of them
+	$(PYTEST) -m "not process"
+
+test-all: test  ## those, then the ones that start real processes: torchrun, a shell, a wheel, new interpreters
+	$(PYTEST) -m process
 
 test-dist: $(READY)  ## those of several processes
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 1 tests/distributed
@@ -42,7 +45,7 @@ mutants: $(READY)  ## one deliberate bug at a time, about 10 minutes: a test mus
 	$(BIN)/python -m tests.faults.mutants
 
 check: lint type  ## what to run before a commit: lint, types, fast tests
-	$(PYTEST) -q -m "not slow"
+	$(PYTEST) -q -m "not slow and not process"
 
 lint: $(READY)  ## style, and the order of the rooms
 	$(BIN)/ruff check .

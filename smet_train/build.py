@@ -322,6 +322,5 @@ def run_header(config: Config, run: Run) -> dict[str, Any]:
         "init_from": config.model.init_from,
         "parameters_active": active,
         "parameters_dense_equivalent": dense_equivalent,
-        "step_flops": run.step_flops,
         "layer_densities": dict(run.topology.targets) if run.topology.rules.prunes else held,
     }

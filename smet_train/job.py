@@ -13,8 +13,8 @@ from rich.console import Console
 
 from smet_train.analysis.closing import next_lines, stopped_lines, where_lines
 from smet_train.analysis.layers import print_layers
-from smet_train.analysis.planning import plan_run
-from smet_train.analysis.summary import format_bytes, print_summary, run_summary
+from smet_train.analysis.prediction import Prediction
+from smet_train.analysis.summary import print_summary, run_summary
 from smet_train.build import beginning, build_run, remarks, run_header
 from smet_train.build_data import build_shared_data
 from smet_train.config.continuation import (
@@ -172,15 +172,11 @@ def _train(
             if checkpoint is None:
                 save_config(config, run_folder / "config.yaml")
         backends = chosen_backends(config, checkpoint)
-        planned, step_flops = predict(config, data.tokenizer, backends) if processes.leads else ({}, None)
         import_what_steps_use(device.type)
         start_rss_bytes = memory_use(torch.device("cpu"))["rss_bytes"]
         build = partial(build_run, config, run_folder, data, stop, restores=checkpoint is not None, processes=processes)
         run = build_alike(build, backends, processes)
         run.start_rss_bytes = start_rss_bytes
-        run.step_flops = step_flops
-        if run.sharded is None:  # the prediction is of a process that holds everything
-            run.planned = planned
         try:
             start(run, config, checkpoint, changes)
             check_same_start(processes, run.model, {} if run.sharded is None else run.sharded.before_split)
@@ -196,8 +192,7 @@ def _train(
                 log.info("%s", line)
             trackers: list[Sheltered] = []
             if processes.leads:
-                add_displays(config, run, console)
-                trackers = add_trackers(config, run)
+                trackers = add_sinks(config, run, data.tokenizer, console)
             reason = train(run)
             if reason == "finished":
                 publish_report(trackers, run_folder)
@@ -250,6 +245,8 @@ def chosen_backends(config: Config, checkpoint: Path | None) -> Backends:
 def predict(config: Config, tokenizer: Vocabulary, backends: Backends) -> tuple[dict[str, int], int | None]:
     """Predicted bytes by kind, and of the peak of all tensors, and the operations of a step; nothing for a model whose
     shapes depend on numbers."""
+    from smet_train.analysis.planning import plan_run  # with it come torch's counter of operations, and triton
+
     try:
         footprint = plan_run(config, vocabulary=tokenizer, backends=backends).footprint
     except RuntimeError as error:  # what fake tensors raise
@@ -294,8 +291,9 @@ def begin_metrics(run: Run, config: Config) -> None:
         run.tracker.emit(event)
 
 
-def add_displays(config: Config, run: Run, console: Console) -> None:
-    """The progress display and the time that is left."""
+def add_sinks(config: Config, run: Run, tokenizer: Vocabulary, console: Console) -> list[Sheltered]:
+    """The progress display, the trackers that are asked for (returned), the prediction, and the time that is left."""
+    backends = {name: layer.backend.name for name, layer in sparse_layers(run.model).items()}
     run.tracker.add(
         ConsoleSink(
             console,
@@ -304,7 +302,10 @@ def add_displays(config: Config, run: Run, console: Console) -> None:
             log_interval=config.train.log_interval,
         )
     )
+    trackers = add_trackers(config, run)
+    run.tracker.add(Prediction(console, run, lambda: predict(config, tokenizer, backends)))
     run.tracker.add(TimeEstimate(console, total_steps=config.train.steps, start_step=run.state.step))
+    return trackers
 
 
 def announce(console: Console, config: Config, run: Run, source: str, backends: Backends) -> None:
@@ -324,9 +325,6 @@ def announce(console: Console, config: Config, run: Run, source: str, backends: 
         f"data        {source}",
         f"run folder  {run.folder}",
     ]
-    if run.planned:
-        peak = format_bytes(run.planned["peak"])
-        lines.insert(2, f"memory      {peak} in tensors at most, as predicted; torch and data come on top")
     if not run.fresh:
         lines.append(f"resumed     at step {run.state.step:,}")
     elif config.model.init_from is not None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 
 from smet_train.config.compose import compose
 from smet_train.config.schema import Config
+from tests import forked
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
@@ -25,6 +27,15 @@ if not torch.cuda.is_available():
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", choices=["few", "all"], default="few", help="trials of each campaign in tests/faults")
     parser.addoption("--faults-out", default=None, help="JSON file for the table of tests/faults")
+
+
+@pytest.fixture(autouse=True)
+def prediction(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run predicts what a step takes only in a test that is marked ``predicts``: it is half of a short run's time."""
+    predicts = request.node.get_closest_marker("predicts") is not None
+    monkeypatch.setattr(forked, "predicts", predicts)
+    if not predicts and "smet_train.job" in sys.modules:
+        monkeypatch.setattr(sys.modules["smet_train.job"], "predict", lambda *_: ({}, None))
 
 
 _WORDS = """

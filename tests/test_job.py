@@ -14,7 +14,7 @@ from rich.console import Console
 from smet_train import build, job
 from smet_train.config.schema import Config
 from smet_train.errors import CheckpointError, ConfigError, DataError
-from smet_train.job import predict, run_training
+from smet_train.job import run_training
 from smet_train.tracking.jsonl import read_events
 from smet_train.tracking.names import FIELDS, TIME_FIELDS
 from smet_train.train import loop
@@ -64,6 +64,7 @@ def checkpoint(folder: Path, step: int) -> dict[str, Any]:
     return {**content, **{key: value for key, value in plain.items() if key not in ("metrics_bytes", "files")}}
 
 
+@pytest.mark.predicts
 def test_a_run_folder_holds_what_the_contract_says(quick_config: QuickConfig, tmp_path: Path) -> None:
     printed = train(quick_config("tracking.probe_windows=2"), tmp_path)
     events = read_events(tmp_path / "metrics.jsonl")
@@ -74,7 +75,9 @@ def test_a_run_folder_holds_what_the_contract_says(quick_config: QuickConfig, tm
     assert [e["step"] for e in events if e["event"] == "topology"] == [2, 4]
     assert [e["step"] for e in events if e["event"] == "eval"] == [0, 3, 6]
     assert [e["step"] for e in events if e["event"] == "topology_map"] == [0, 2, 4]
-    assert events[0]["step_flops"] > 0
+    [plan] = [event for event in events if event["event"] == "plan"]
+    assert plan["step"] == 1
+    assert plan["step_flops"] > 0
     assert all(0.05 < density < 0.95 for density in events[0]["layer_densities"].values())
     assert [e["step"] for e in events if e["event"] == "checkpoint"] == [3, 6]
     spikes = [e for e in events if e["event"] == "spike"]
@@ -147,13 +150,6 @@ def test_a_crashed_run_goes_on_bit_for_bit(
 ) -> None:
     """Before its first checkpoint, after it, and after a topology update that followed it."""
     config = quick_config(*overrides, "checkpoint.interval=2")
-    predicted: list[Any] = []  # the same each time, and half of the time that a run takes
-
-    def predict_once(*facts: Any) -> Any:
-        predicted[:] = predicted or [predict(*facts)]
-        return predicted[0]
-
-    monkeypatch.setattr(job, "predict", predict_once)
     whole = tmp_path / "whole"
     train(config, whole)
     for died_at in (1, 3, 5):
@@ -166,6 +162,44 @@ def test_a_crashed_run_goes_on_bit_for_bit(
         assert ("resumed" in printed) == (died_at > 2)
         assert checkpoint(broken, 6) == checkpoint(whole, 6), died_at
         assert trace(broken) == trace(whole), died_at
+
+
+@pytest.mark.predicts
+def test_a_prediction_moves_nothing_and_is_written_once(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, whose draws a generator that was moved would change; crashed before and after its event."""
+    config = quick_config("model=gpt2_124m", "model.dropout=0.1", "checkpoint.interval=2")
+    whole = tmp_path / "whole"
+    printed = train(config, whole)
+    assert printed.index("step 1/6") < printed.index("in tensors at most, as predicted") < printed.index("step 2/6")
+    kinds = [event["event"] for event in trace(whole)]
+    assert kinds.count("plan") == 1
+    assert kinds[kinds.index("train") + 1] == "plan"
+    for died_at in (1, 3):
+        broken = tmp_path / f"died at {died_at}"
+        with monkeypatch.context() as patch:
+            crash_at(patch, died_at)
+            with pytest.raises(Crash):
+                train(config, broken)
+        assert "as predicted" in train(config, broken)
+        assert trace(broken) == trace(whole)
+    monkeypatch.setattr(job, "predict", lambda *_: ({}, None))
+    train(config, tmp_path / "unpredicted")
+    assert checkpoint(tmp_path / "unpredicted", 6) == checkpoint(whole, 6)
+
+
+@pytest.mark.predicts
+def test_a_run_of_an_older_version_keeps_its_operations_where_they_are(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stood in its first event."""
+    header = job.run_header
+    monkeypatch.setattr(job, "run_header", lambda *facts: {**header(*facts), "step_flops": 12})
+    train(quick_config(), tmp_path)
+    kinds = [event["event"] for event in read_events(tmp_path / "metrics.jsonl")]
+    assert "plan" not in kinds
+    assert kinds.count("train") == 6
 
 
 def test_a_finished_run_says_so_and_a_longer_one_goes_on(quick_config: QuickConfig, tmp_path: Path) -> None:
@@ -341,6 +375,7 @@ def test_a_processor_that_is_slow_in_the_precision_is_a_warning(
     assert "it is slow" not in caplog.text
 
 
+@pytest.mark.predicts
 def test_a_model_that_can_not_be_planned_is_trained_all_the_same(
     monkeypatch: pytest.MonkeyPatch, quick_config: QuickConfig, tmp_path: Path
 ) -> None:
@@ -350,7 +385,7 @@ def test_a_model_that_can_not_be_planned_is_trained_all_the_same(
     planned = train(quick_config(), tmp_path / "planned")
     assert "in tensors at most, as predicted" in planned
     assert planned.count("predicted") >= 3  # before, in the summary, and over its column
-    monkeypatch.setattr("smet_train.job.plan_run", refuse)
+    monkeypatch.setattr("smet_train.analysis.planning.plan_run", refuse)
     printed = train(quick_config(), tmp_path / "unplanned")
     assert "predicted" not in printed
     [memory] = [e for e in read_events(tmp_path / "unplanned" / "metrics.jsonl") if e["event"] == "memory"]

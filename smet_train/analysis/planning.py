@@ -52,7 +52,8 @@ def plan_run(
     Raises:
         SmetError: for everything that would stop the run before its first step but for its data.
     """
-    with torch.random.fork_rng(devices=[]):
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=gpus):
         words = vocabulary or planned_vocabulary(config)
         model, densities = build_sparse_model(config, words, torch.device("meta"), backends)
     layers = sparse_layers(model)

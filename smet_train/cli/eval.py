@@ -16,6 +16,7 @@ from smet_train.config.schema import DataSource, TextUnit
 from smet_train.config.validate import FILE_SOURCES
 from smet_train.errors import ConfigError, DataError
 from smet_train.evaluation.extra import require_harness
+from smet_train.importing import importing
 
 EXAMPLES = """\
 examples:
@@ -103,10 +104,11 @@ def _run(given: argparse.Namespace) -> None:
     check_exists(given.checkpoint)
     _check(given)
     # Only now what imports torch: after the mistakes that need no model have been told.
-    from smet_train.evaluation.report import evaluate_tasks, evaluate_text
-    from smet_train.tracking.console import open_console
-    from smet_train.train.device import choose_device
-    from smet_train.trained import open_trained
+    with importing():
+        from smet_train.evaluation.report import evaluate_tasks, evaluate_text
+        from smet_train.tracking.console import open_console
+        from smet_train.train.device import choose_device
+        from smet_train.trained import open_trained
 
     trained = open_trained(given.checkpoint, choose_device(given.device, "--device "), backend=given.backend)
     if given.out is None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from smet_train.cli.flags import Flags, add_checkpoint, check_exists, run_command
 from smet_train.config.new_folder import check_empty
+from smet_train.importing import importing
 
 EXAMPLES = """\
 formats:
@@ -43,8 +44,9 @@ def _run(given: argparse.Namespace) -> None:
     out: Path = given.out
     check_empty(out, "give another folder with --out")
     # Only now what imports torch: after the mistakes that can be told without it.
-    from smet_train.data.files import human_bytes
-    from smet_train.export.write import export
+    with importing():
+        from smet_train.data.files import human_bytes
+        from smet_train.export.write import export
 
     done = export(given.checkpoint, given.format, out)
     print(f"{done.checkpoint}, step {done.step:,}, as {given.format} in {out}")

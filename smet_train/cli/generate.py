@@ -5,6 +5,7 @@ import sys
 
 from smet_train.cli.flags import Flags, add_model_flags, check_exists, number, run_command
 from smet_train.errors import ConfigError
+from smet_train.importing import importing
 
 EXAMPLES = """\
 examples:
@@ -58,9 +59,10 @@ def _run(given: argparse.Namespace) -> None:
     check_exists(given.checkpoint)
     prompt = _standard_input() if given.prompt == "-" else _typed(given.prompt)
     # Only now what imports torch.
-    from smet_train.evaluation.generate import Sampling, encode_prompt, generate_text, room_for
-    from smet_train.train.device import choose_device
-    from smet_train.trained import open_trained
+    with importing():
+        from smet_train.evaluation.generate import Sampling, encode_prompt, generate_text, room_for
+        from smet_train.train.device import choose_device
+        from smet_train.trained import open_trained
 
     trained = open_trained(given.checkpoint, choose_device(given.device, "--device "), backend=given.backend)
     ids = encode_prompt(trained, prompt)

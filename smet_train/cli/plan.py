@@ -7,6 +7,7 @@ from smet_train.cli.ends import run_to_the_end
 from smet_train.config.compose import compose, compose_own
 from smet_train.config.plan_settings import PlanSettings
 from smet_train.config.schema import Config
+from smet_train.importing import importing
 
 USAGE = """\
 usage: smet-plan [plan.densities=[D,...]] [plan.memory_gib=G] [the overrides of smet-train ...]
@@ -40,8 +41,9 @@ def _run(overrides: list[str]) -> None:
     settings = compose_own("plan.", [item for item in overrides if item.startswith("plan.")], PlanSettings())
     configure([])
     # Only now what imports torch: after all mistakes in the settings have been told.
-    from smet_train.plan import print_plan
-    from smet_train.tracking.console import open_console
+    with importing():
+        from smet_train.plan import print_plan
+        from smet_train.tracking.console import open_console
 
     print_plan(open_console(), configure, settings)
 

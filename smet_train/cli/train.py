@@ -16,6 +16,7 @@ from smet_train.config.launch import launch, resume
 from smet_train.config.schema import Config
 from smet_train.errors import SmetError, memory_shortage
 from smet_train.gpu_driver import require_gpu_driver
+from smet_train.importing import importing
 from smet_train.tracking.streams import let_output_end_first
 from smet_train.tracking.tensorboard_sink import require_tensorboard
 
@@ -71,6 +72,7 @@ def _train(config: Config, run_folder: Path) -> int:
     require_gpu_driver(config.train.device.name)
     if config.train.processes > 1 and ranks.world_size() == 1:
         return run_processes(config.train.processes, run_folder, sys.argv[1:])
-    from smet_train.job import run_training  # imports torch and transformers: only when training starts
+    with importing():  # torch and transformers: only when training starts
+        from smet_train.job import run_training
 
     return run_training(config, run_folder)

@@ -108,7 +108,17 @@ def _from_dotlist(override: str) -> DictConfig:
 
 
 def to_config(settings: DictConfig) -> Config:
-    """What Hydra composed, without its own section, as the dataclass that the program reads; its plugins are loaded."""
+    """What Hydra composed, without its own section, as the dataclass that the program reads; its plugins are loaded.
+
+    What ``settings`` were read as is kept with them: the name of a run folder asks for it again.
+    """
+    kept = OmegaConf.get_cache(settings)["smet.config"]
+    if "config" not in kept:
+        kept["config"] = _to_config(settings)
+    return cast(Config, kept["config"])
+
+
+def _to_config(settings: DictConfig) -> Config:
     trained = OmegaConf.masked_copy(settings, [str(key) for key in settings if key != "hydra"])
     # By way of plain values: a key that an override added with a plus sign would otherwise be let through.
     plain: Any = OmegaConf.to_container(trained, resolve=True, enum_to_str=True)

@@ -10,8 +10,10 @@ from typing import NoReturn
 
 from hydra import version
 from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import configure_log
 from omegaconf import DictConfig
 
 from smet_train import ranks
@@ -20,7 +22,10 @@ from smet_train.config.compose import (
     RESUMED_CONFIG,
     VERSION_BASE,
     compose_settings,
+    hydra_compose,
+    initialized,
     register,
+    searching,
     store_run,
     to_config,
     translated,
@@ -94,20 +99,54 @@ def resume(run: RunJob, words: list[str]) -> int:
 def _launch(run: RunJob, arguments: Namespace, check: Callable[[Config], None] | None = None) -> int:
     if ranks.follows():
         return _follow(run, arguments)
-    shows = arguments.cfg or arguments.shell_completion or arguments.info or arguments.hydra_help
-    folder = None if shows else _check(arguments, check)
-    job = _Job(run)
-    new = NewFolder(folder)
-    with _folder_errors(folder, job), translated(), _errors_raised():
+    if arguments.cfg or arguments.shell_completion or arguments.info or arguments.hydra_help:
+        return _hand_over(arguments, None)
+    if arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides:
+        return _hand_over(arguments, _check_sweep(arguments))
+    return _run_once(run, arguments, check)
+
+
+def _hand_over(arguments: Namespace, sweep_folder: Path | None) -> int:
+    """Let Hydra do what it does by itself: show something, or give the jobs of a sweep to their launcher."""
+    with _folder_errors(sweep_folder), translated(), _errors_raised():
         register()
         version.setbase(VERSION_BASE)
         _run_hydra(
             args=arguments,
             args_parser=get_args_parser(),
-            task_function=job,
+            task_function=_no_job,
             config_path=str(config_folder()),
             config_name=MAIN_CONFIG,
         )
+    return 0
+
+
+def _no_job(_: DictConfig) -> NoReturn:
+    raise AssertionError("Hydra runs a job in this process")
+
+
+def _run_once(run: RunJob, arguments: Namespace, check: Callable[[Config], None] | None) -> int:
+    """Compose and check everything, then let Hydra make the folder and its log, and run the job."""
+    name = arguments.config_name or MAIN_CONFIG
+    overrides = searching(arguments.overrides, _config_dir(arguments))
+    with translated(), initialized():
+        settings = hydra_compose(name, overrides)
+        config = to_config(settings)
+        validate(config)
+        _refuse_fresh_restarts(config)
+        folder = _output_folder(settings, "run")
+        if check is not None:
+            check(config)
+        check_writable(folder)
+        check_files(config, folder)
+        job = _Job(run, config)
+        new = NewFolder(folder)
+        with _folder_errors(folder, job), _errors_raised():
+            configure_log(settings.hydra.hydra_logging, settings.hydra.verbose)
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            vars(hydra)["compose_config"] = lambda **_: settings  # Hydra would do it all again
+            hydra.run(name, job, overrides)
     if job.error is not None:
         if isinstance(job.error, SmetError) and job.error.exit_status == 2:
             new.remove_if_unused()
@@ -126,7 +165,7 @@ def _follow(run: RunJob, arguments: Namespace) -> int:
             settings = compose_settings(
                 arguments.overrides,
                 arguments.config_name or MAIN_CONFIG,
-                None if arguments.config_dir is None else Path(arguments.config_dir),
+                _config_dir(arguments),
             )
             config = to_config(settings)
             validate(config)
@@ -140,18 +179,17 @@ def _follow(run: RunJob, arguments: Namespace) -> int:
 class _Job:
     """What Hydra calls for a run; keeps what came of it, because Hydra would print an error's overrides too."""
 
-    def __init__(self, run: RunJob) -> None:
+    def __init__(self, run: RunJob, config: Config) -> None:
         self.status = 0
         self.started = False
         self.error: Exception | None = None
         self._run = run
+        self._config = config
 
-    def __call__(self, settings: DictConfig) -> None:
+    def __call__(self, _: DictConfig) -> None:
         self.started = True
         try:
-            config = to_config(settings)
-            validate(config)
-            self.status = self._run(config, Path(HydraConfig.get().runtime.output_dir))
+            self.status = self._run(self._config, Path(HydraConfig.get().runtime.output_dir))
         except SmetError as error:
             log.info("ended by an error: %s", error)
             self.error = error
@@ -206,30 +244,21 @@ def _refuse_own_folder(overrides: list[str]) -> None:
             )
 
 
-def _check(arguments: Namespace, check: Callable[[Config], None] | None) -> Path:
-    """Compose everything before anything is made; returns the run folder, or the sweep's."""
-    name = arguments.config_name or MAIN_CONFIG
-    config_dir = None if arguments.config_dir is None else Path(arguments.config_dir)
-    sweeps = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
-    if sweeps and ranks.world_size() > 1:
+def _config_dir(arguments: Namespace) -> Path | None:
+    return None if arguments.config_dir is None else Path(arguments.config_dir)
+
+
+def _check_sweep(arguments: Namespace) -> Path:
+    """Compose every swept value before anything is made; returns the sweep's folder."""
+    if ranks.world_size() > 1:
         raise ConfigError(
             "torchrun starts the processes of one run, a sweep has many; write smet-train -m ... train.processes="
             f"{ranks.world_size()}"
         )
     with translated():
-        if sweeps:
-            settings = check_sweep(arguments.overrides, name, config_dir)
-        else:
-            settings = compose_settings(arguments.overrides, name, config_dir)
-            config = to_config(settings)
-            validate(config)
-            _refuse_fresh_restarts(config)
-        folder = _output_folder(settings, "sweep" if sweeps else "run")
-    if check is not None:
-        check(config)
+        settings = check_sweep(arguments.overrides, arguments.config_name or MAIN_CONFIG, _config_dir(arguments))
+        folder = _output_folder(settings, "sweep")
     check_writable(folder)
-    if not sweeps:
-        check_files(config, folder)
     return folder
 
 
@@ -255,7 +284,7 @@ def _output_folder(settings: DictConfig, kind: str) -> Path:
 
 
 @contextmanager
-def _folder_errors(folder: Path | None, job: _Job) -> Iterator[None]:
+def _folder_errors(folder: Path | None, job: _Job | None = None) -> Iterator[None]:
     """What the file system says when Hydra makes the folder or opens the log, in our words."""
     try:
         yield
@@ -263,7 +292,7 @@ def _folder_errors(folder: Path | None, job: _Job) -> Iterator[None]:
         if folder is None:  # Hydra was asked to show something, not to run
             raise ConfigError(f"{error}; smet-train --hydra-help tells about the options of Hydra") from error
         reason = error.__cause__ or error
-        if job.started or not isinstance(reason, OSError):
+        if (job is not None and job.started) or not isinstance(reason, OSError):
             raise
         raise ConfigError(
             f"the folder {folder} can't be written ({reason.strerror}); choose another one with hydra.run.dir=... or, "

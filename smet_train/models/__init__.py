@@ -1,9 +1,28 @@
 """Models from transformers, and which of their layers are sparse."""
 
-from smet_train.models.build import ModelSpec, build_model, checkpoint_activations, transformers_config
-from smet_train.models.head import plain_head
-from smet_train.models.pretrained import Pretrained
-from smet_train.models.projections import default_projections
+from transformers.utils import import_utils
+
+from smet_train.importing import not_installed
+
+
+def _ask_again() -> None:
+    """transformers remembers whether these are installed."""
+    import_utils.is_scipy_available.cache_clear()
+    import_utils.is_sklearn_available.cache_clear()
+
+
+# Wherever they are installed, as by lm_eval, transformers imports them, for losses of object detection and for assisted
+# generation.
+_ask_again()
+with not_installed("scipy", "sklearn"):
+    import transformers.generation
+    import transformers.modeling_utils  # noqa: F401
+_ask_again()
+
+from smet_train.models.build import ModelSpec, build_model, checkpoint_activations, transformers_config  # noqa: E402
+from smet_train.models.head import plain_head  # noqa: E402
+from smet_train.models.pretrained import Pretrained  # noqa: E402
+from smet_train.models.projections import default_projections  # noqa: E402
 
 __all__ = [
     "ModelSpec",

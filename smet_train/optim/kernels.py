@@ -7,12 +7,11 @@ computed by itself, so the number of threads changes no bit.
 from typing import Any
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from smet_train.optim.fp8 import BLOCK, M_BITS, OCTAVES, SHIFT, V_BITS
 from smet_train.sparse.compiled import MATH
-from smet_train.sparse.kernel_cache import kernel
+from smet_train.sparse.kernel_cache import kernel, prange
 
 Array = NDArray[Any]
 

@@ -44,7 +44,7 @@ def tokens_at(run: RunRecord, steps: Numbers) -> Numbers:
 
 
 def _loss_against_operations(runs: Runs) -> Chart | LeftOut:
-    known = {label: run for label, run in runs.items() if run.fact("step_flops")}
+    known = {label: run for label, run in runs.items() if run.step_flops}
     if not known:
         return LeftOut(_FLOPS_TITLE, "these runs did not record the operations of a step (step_flops)")
     missing = [label for label in runs if label not in known]
@@ -56,7 +56,7 @@ def _loss_against_operations(runs: Runs) -> Chart | LeftOut:
 
 
 def _operations(run: RunRecord, steps: Numbers) -> Numbers:
-    return steps * float(run.fact("step_flops"))
+    return steps * float(run.step_flops or 0)
 
 
 def _loss(

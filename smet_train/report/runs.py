@@ -47,6 +47,11 @@ class RunRecord:
         return (self.events.get(kind) or [{}])[-1]
 
     @property
+    def step_flops(self) -> int | None:
+        """Operations of a step; None if they were not predicted. Older versions wrote them into the first event."""
+        return self.last("plan").get("step_flops") or self.fact("step_flops")
+
+    @property
     def updates(self) -> Numbers:
         """Steps that a topology update followed."""
         return self.column("topology", "step")

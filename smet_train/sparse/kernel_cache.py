@@ -14,11 +14,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numba
-from numba.core.caching import FunctionCache
-from numba.core.serialize import dumps
-
+from smet_train.importing import not_installed
 from smet_train.replacing import replacing
+
+# Where scipy is installed numba imports it, to see whether products could go through its BLAS. No kernel here has one.
+# Kernels take what they need of numba from here.
+with not_installed("scipy"):
+    import numba
+    import numba.np.arraymath
+    from numba import prange
+    from numba.core.caching import FunctionCache
+    from numba.core.serialize import dumps
+
+__all__ = ["KernelCache", "kernel", "prange"]
 
 log = logging.getLogger(__name__)
 

@@ -69,8 +69,8 @@ class Run:
 
     ``loss`` is that of a micro-batch, whose gradients ``processes`` share. ``fused`` makes the optimizer's step in the
     backward pass, if asked for. ``fresh`` is true until a checkpoint is restored into it. ``planned`` has the predicted
-    bytes by kind, and of the ``peak``; ``step_flops`` the predicted operations of a step, None if they can't be;
-    ``start_rss_bytes`` what the process held before the model was made.
+    bytes by kind, and of the ``peak``, from the first step of a start on; ``start_rss_bytes`` what the process held
+    before the model was made.
     """
 
     settings: LoopSettings
@@ -97,7 +97,6 @@ class Run:
     state: TrainState = field(default_factory=TrainState)
     fresh: bool = True
     planned: dict[str, int] = field(default_factory=dict)
-    step_flops: int | None = None
     start_rss_bytes: int = 0
 
     @property

@@ -24,13 +24,17 @@ _LONGEST_S = 300
 
 @dataclass(frozen=True)
 class Mutant:
-    """``old`` is replaced by ``new`` in ``file``; ``tests`` (arguments of pytest) must fail then."""
+    """``old`` is replaced by ``new`` in ``file``; ``tests`` (arguments of pytest) must fail then.
+
+    They are among those of ``make test``, unless only a process of its own can show the bug (``process``).
+    """
 
     what: str
     file: str
     old: str
     new: str
     tests: str
+    process: bool = False
 
 
 FILES, CHECKPOINT, RESUME = "train/files.py", "train/checkpoint.py", "train/resume.py"
@@ -479,7 +483,8 @@ def outcome(mutant: Mutant, scratch: Path) -> tuple[bool, str]:
     if text.count(mutant.old) != 1:
         return False, f"{mutant.file} has {text.count(mutant.old)} times {mutant.old!r}"
     file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
-    command = f"{sys.executable} -m pytest -q -x -p no:cacheprovider {mutant.tests}"
+    which = "process" if mutant.process else "not process"
+    command = f"{sys.executable} -m pytest -q -x -p no:cacheprovider -m '{which}' {mutant.tests}"
     environment = {**os.environ, "PYTHONPATH": str(here), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         command, shell=True, cwd=here, env=environment, capture_output=True, text=True, timeout=_LONGEST_S

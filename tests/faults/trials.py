@@ -25,13 +25,20 @@ from smet_train.tracking.jsonl import read_events
 from smet_train.tracking.names import TIME_FIELDS
 from smet_train.train import saver
 from smet_train.train.checkpoint import save_checkpoint
-from tests.forked import context
+from tests.forked import context, unpredicted
 
 _MEASURED_BYTES = ("rss_bytes", "device_bytes")  # what the machine says of the process
 _LONGEST_S = 120
 
 # What a child does before it trains: patch something. Pickled, so a function of a module.
 Hook = Callable[[], None]
+
+
+def warm_up() -> None:
+    """Wait until the fork server has imported everything, before the time that a run takes is measured."""
+    process = context.Process(target=int)
+    process.start()
+    process.join()
 
 
 def start(config: Config, folder: Path, *hooks: Hook) -> BaseProcess:
@@ -60,7 +67,7 @@ def abort(process: BaseProcess) -> None:
     """End a child, which writes down the stacks of its threads; nothing, if it has ended."""
     if process.exitcode is None and process.pid is not None:
         os.kill(process.pid, signal.SIGABRT)
-        process.join(_LONGEST_S)
+        process.join()
 
 
 def _child(config: Config, folder: Path, hooks: tuple[Hook, ...]) -> None:
@@ -72,7 +79,7 @@ def _child(config: Config, folder: Path, hooks: tuple[Hook, ...]) -> None:
     with (folder / "console.log").open("a", encoding="utf-8") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    job.predict = lambda *_: ({}, None)  # half of a trial's time, and no part of what is tried
+    unpredicted()
     for hook in hooks:
         hook()
     try:

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor
 
 from smet_train.sparse.compiled import MATH
 from smet_train.sparse.index import choose_form, unpack
-from smet_train.sparse.kernel_cache import kernel
+from smet_train.sparse.kernel_cache import kernel, prange
 from smet_train.sparse.layout import Layout
 
 Array = NDArray[Any]

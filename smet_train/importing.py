@@ -1,0 +1,37 @@
+"""Imports of large libraries, without what makes them slower for nothing."""
+
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import torch and transformers within it: the garbage collector rests.
+
+    An import makes a million objects that stay. The collector would look at them again and again, which takes an eighth
+    of the time of these imports (benchmarks/start_up.py). Afterwards it passes over them for good.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@contextmanager
+def not_installed(*packages: str) -> Iterator[None]:
+    """Within it, ``packages`` that are not imported yet seem not to be installed."""
+    hidden = [package for package in packages if package not in sys.modules]
+    for package in hidden:
+        sys.modules[package] = None  # type: ignore[assignment]  # Python's sign for what can't be imported
+    try:
+        yield
+    finally:
+        for package in hidden:
+            del sys.modules[package]
