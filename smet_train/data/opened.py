@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
+from smet_train.data.members import Members
 from smet_train.data.remote import RemoteFile, is_url
 
 CHUNK_BYTES = 1 << 18
@@ -41,9 +42,9 @@ def _open_arrow(raw: Any, codec: str) -> Any:
 _BY_ARROW = {".zst": "zstd", ".lz4": "lz4"}
 _DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
-    ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
-    ".lzma": lzma.LZMAFile,
+    ".bz2": lambda raw: Members(raw, bz2.BZ2Decompressor, CHUNK_BYTES),
+    ".xz": lambda raw: Members(raw, lzma.LZMADecompressor, CHUNK_BYTES, padding=4),
+    ".lzma": lambda raw: Members(raw, lzma.LZMADecompressor, CHUNK_BYTES),
     **{ending: partial(_open_arrow, codec=codec) for ending, codec in _BY_ARROW.items()},
     ".zip": _open_zip,
 }

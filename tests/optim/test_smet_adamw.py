@@ -102,7 +102,7 @@ def test_ages_in_one_byte_follow_integer_local_steps_over_300_updates() -> None:
     """At beta2 = 0.999, where the correction still matters after thousands of steps. Slots 0 to 4 are never regrown, so
     that their age ends at the 255th update."""
     torch.manual_seed(0)
-    n, interval, warmup, kept = 40, 30, 100, 5
+    n, interval, warmup, kept = 40, 10, 100, 5
     settings: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
     p = parameter(n)
     optimizer = SmetAdamW([p], **settings, regrow_warmup_steps=warmup, topology_moves=True)
