@@ -97,7 +97,7 @@ def _add_choice(choices: type[Enum], name: str) -> None:
 def _load(name: str) -> None:
     is_file = name.endswith(".py")
     path = Path(os.path.abspath(os.path.expanduser(name)))
-    module_name = f"smet_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}" if is_file else name
+    module_name = f"smet_plugin_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}" if is_file else name
     if module_name in sys.modules:
         return
     if is_file and not path.is_file():

@@ -15,18 +15,21 @@ from smet_train.errors import DataError
 log = logging.getLogger(__name__)
 
 HEAD_BYTES = 64 * 1024
+_NAMED = 3  # files in an error about many
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
     """Absolute paths and URLs behind ``patterns``: each glob sorted, duplicates dropped, the patterns' order kept.
 
+    Of several names of one file (links) the first is kept.
+
     Raises:
-        DataError: if a pattern matches no file, or is no URL though it begins like one.
+        DataError: if a pattern matches no file or a link to what isn't there, or is no URL though it begins like one.
     """
     found: dict[str, None] = {}
     for pattern in patterns:
         found.update(dict.fromkeys([quoted_url(pattern)] if is_url(pattern) else _expand_local(pattern)))
-    return list(found)
+    return _each_once(list(found))
 
 
 def _expand_local(pattern: str) -> list[str]:
@@ -34,13 +37,41 @@ def _expand_local(pattern: str) -> list[str]:
     if os.path.isdir(path):
         raise DataError(f"data.files: {pattern!r} is a folder; write its files, for example '{pattern.rstrip('/')}/*'")
     # A file whose own name holds * or [ ] is meant literally.
-    matches = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+    found = [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
+    dangling = [name for name in found if not os.path.exists(name)]
+    if dangling:
+        more = f" and {len(dangling) - _NAMED} more" if len(dangling) > _NAMED else ""
+        raise DataError(
+            f"data.files={[pattern]}: {len(dangling)} of {len(found)} files are links to what is not there: "
+            f"{', '.join(dangling[:_NAMED])}{more}; fetch their content (git annex get, dvc pull, git lfs pull, or "
+            "the download again), or remove the links"
+        )
+    matches = list(filter(os.path.isfile, found))
     if not matches:
         raise DataError(
             f"data.files={[pattern]} matches no file, seen from {os.getcwd()}; write paths, globs "
             "('corpus/**/*.txt') or http(s) URLs that exist"
         )
     return matches
+
+
+def _each_once(names: list[str]) -> list[str]:
+    """``names`` without those that are further names of a file before them."""
+    seen: set[tuple[int, int]] = set()
+    kept = []
+    for name in names:
+        if not is_url(name):
+            status = os.stat(name)
+            key = status.st_dev, status.st_ino
+            if status.st_ino and key in seen:
+                continue
+            seen.add(key)
+        kept.append(name)
+    if len(kept) < len(names):
+        log.warning(
+            "data: left out %d files of %d that are links to others of them", len(names) - len(kept), len(names)
+        )
+    return kept
 
 
 def readable_files(names: Iterable[str], check_head: Callable[[str, bytes], None] | None) -> list[str]:

@@ -43,7 +43,7 @@ def content_hashes(paths: list[str], *, sampled: bool, cache_dir: Path | None) -
 
 
 def _of_folder(folder: str, paths: list[str], sampled: bool, cache_dir: Path | None) -> dict[str, str]:
-    store = cache_dir and cache_dir / "hashes" / f"{hashlib.sha256(folder.encode()).hexdigest()[:32]}.json"
+    store = cache_dir and cache_dir / "hashes" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
     known = _load(store) if store else {}
     stamps = {path: [*_stamp(path), sampled] for path in paths}
     found = {path: known[path][1] for path in paths if path in known and known[path][0] == stamps[path]}

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,6 +17,19 @@ from smet_train.data.members import Members
 from smet_train.data.remote import RemoteFile, is_url
 
 CHUNK_BYTES = 1 << 18
+
+
+_HEAD_BYTES = 256
+# What version control and hubs leave where a file's content was not fetched.
+_POINTERS = {
+    b"version https://git-lfs.github.com/spec/": "it is a Git LFS pointer, not the file; write git lfs pull there",
+    b"/annex/objects/": "it is a git-annex pointer, not the file; write git annex get there",
+    b"# xet version ": "it is a Xet pointer, not the file; download the file itself",
+}
+_HTML = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype\s+html|html|head)\b", re.IGNORECASE | re.DOTALL
+)
+_HTML_ENDINGS = (".html", ".htm", ".xhtml")
 
 
 class Damaged(ValueError):
@@ -60,6 +74,23 @@ def open_raw(name: str) -> Any:
     return io.BufferedReader(RemoteFile(name), CHUNK_BYTES) if is_url(name) else open(name, "rb")
 
 
+def stands_for_another(name: str, head: bytes) -> str | None:
+    """What the file of ``name``, which begins with ``head``, is in place of its content; None if that is not known."""
+    for begin, what in _POINTERS.items():
+        if head.startswith(begin):
+            return what
+    if is_url(name) and _HTML.match(head) and not urlsplit(name).path.lower().endswith(_HTML_ENDINGS):
+        return "it is an HTML page, of an error, a login or a list of files perhaps; give the URL of the file itself"
+    return None
+
+
+def check_content(name: str, raw: Any) -> None:
+    """Raises Damaged if what ``raw``, a file at its beginning, holds stands for the content of ``name``."""
+    told = stands_for_another(name, raw.peek(_HEAD_BYTES)[:_HEAD_BYTES])
+    if told is not None:
+        raise Damaged(told)
+
+
 def read_chunks(name: str, offset: int = 0) -> Iterator[bytes]:
     """The content of ``name`` from byte ``offset`` of what it decompresses to.
 
@@ -72,6 +103,8 @@ def read_chunks(name: str, offset: int = 0) -> Iterator[bytes]:
     """
     with closing(open_raw(name)) as raw:
         ending = _ending(name)
+        if offset == 0:
+            check_content(name, raw)
         if ending is None:
             raw.seek(offset)
             while chunk := raw.read(CHUNK_BYTES):

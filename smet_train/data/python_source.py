@@ -64,7 +64,7 @@ def find_python_files(root: Path | None = None) -> PythonFiles:
         DataError: if there is none, as in an interpreter that ships without its source.
     """
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
-    relative = sorted(_walk(root, ""), key=lambda name: hashlib.sha256(name.encode()).digest())
+    relative = sorted(_walk(root, ""), key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
     paths, size_bytes = [], 0
     for name in relative:
         content = (root / name).read_bytes()

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from smet_train.data.files import HEAD_BYTES
 from smet_train.data.lines import At, read_lines, read_paragraphs, read_whole, too_long
-from smet_train.data.opened import Damaged, open_raw, read_chunks
+from smet_train.data.opened import Damaged, check_content, open_raw, read_chunks
 from smet_train.data.python_source import split_source
 from smet_train.data.rules import Fault
 
@@ -120,6 +120,7 @@ def parquet_reader(field: str, longest_bytes: int) -> FileReader:
         with closing(open_raw(name)) as raw:
             if not raw.peek(1):
                 return
+            check_content(name, raw)
             file = _parquet_file(raw)
             columns = file.schema_arrow.names
             if field not in columns:

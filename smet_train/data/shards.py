@@ -75,7 +75,7 @@ class FileSet:
         if key is None:
             return numbers
         names = [file.name for file in self.manifest.files]
-        return sorted(numbers, key=lambda n: hashlib.blake2b(f"{key} {names[n]}".encode(), digest_size=16).digest())
+        return sorted(numbers, key=lambda n: hashlib.blake2b(os.fsencode(f"{key} {names[n]}"), digest_size=16).digest())
 
 
 def _stamp(path: str) -> tuple[int, int]:

@@ -186,7 +186,7 @@ def replace_text(path: Path, text: str) -> None:
     with suppress(FileNotFoundError):
         disk.remove_file(part)
     try:
-        write(part, iter([text.encode()]))
+        write(part, iter([text.encode(errors="backslashreplace")]))  # a name in it may not be UTF-8
         disk.rename(part, path)
         disk.sync(path.parent)
     except OSError:
