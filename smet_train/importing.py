@@ -1,5 +1,6 @@
 """Imports of large libraries, without what makes them slower for nothing."""
 
+import atexit
 import gc
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ def importing() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+        atexit.register(gc.unfreeze)  # or libraries complain at the end of what nobody collected
 
 
 @contextmanager

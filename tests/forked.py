@@ -9,6 +9,7 @@ a test of that needs a new interpreter: ``@pytest.mark.process``.
 """
 
 import atexit
+import concurrent.futures.thread
 import contextlib
 import inspect
 import io
@@ -82,6 +83,7 @@ class Popen(_Forked):
             raise ValueError("a process of the fork server is no child of this one: what is to be prepared?")
         self._process = context.Process(target=program.become)
         self._process.start()
+        atexit.register(self.kill)  # of a test that has failed; the end of the tests would wait for it
         return int(self._process.pid or 0)
 
     def _internal_poll(self, *_: Any, **__: Any) -> int | None:
@@ -156,11 +158,11 @@ class _Program:
                 prepare()
             if not self._predicts:
                 unpredicted()
-            status = _interpreted(self._words)
+            status = _closed(_interpreted(self._words))
         except BaseException:
             traceback.print_exc()
         finally:
-            os._exit(_closed(status))
+            os._exit(status)
 
     def _take_over(self) -> None:
         if self._own_session:
@@ -180,8 +182,8 @@ class _Program:
             os.close(other)
         given_bytes = open(0, "rb", closefd=False)  # noqa: SIM115 (as long as the process lives)
         sys.stdin = sys.__stdin__ = io.TextIOWrapper(given_bytes, "utf-8")  # type: ignore[misc]
-        sys.stdout = sys.__stdout__ = _text(1, "strict", line_buffering=os.isatty(1))  # type: ignore[misc]
-        sys.stderr = sys.__stderr__ = _text(2, "backslashreplace", line_buffering=True)  # type: ignore[misc]
+        sys.stdout = sys.__stdout__ = _text(1, "<stdout>", "strict", line_buffering=os.isatty(1))  # type: ignore[misc]
+        sys.stderr = sys.__stderr__ = _text(2, "<stderr>", "backslashreplace", line_buffering=True)  # type: ignore[misc]
 
 
 def unpredicted() -> None:
@@ -191,8 +193,10 @@ def unpredicted() -> None:
     vars(job)["predict"] = lambda *_: ({}, None)
 
 
-def _text(number: int, errors: str, *, line_buffering: bool) -> io.TextIOWrapper:
-    return io.TextIOWrapper(open(number, "wb", closefd=False), "utf-8", errors, line_buffering=line_buffering)
+def _text(number: int, name: str, errors: str, *, line_buffering: bool) -> io.TextIOWrapper:
+    given_bytes = open(number, "wb", closefd=False)  # noqa: SIM115 (as long as the process lives)
+    vars(given_bytes.raw)["name"] = name
+    return io.TextIOWrapper(given_bytes, "utf-8", errors, line_buffering=line_buffering)
 
 
 def _interpreted(words: list[str]) -> int:
@@ -240,6 +244,7 @@ def _forget() -> None:
     logging.root.handlers.clear()
     logging.root.setLevel(logging.WARNING)
     logging.raiseExceptions = True
+    vars(concurrent.futures.thread)["_threads_queues"].clear()  # they would be waited for, this one among them
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     vars(offspring)["Popen"] = _Fork
 

@@ -4,12 +4,13 @@ import json
 import os
 import re
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -38,7 +39,7 @@ def smet_train(here: Path) -> Call:
     def call(*words: str, status: int = 0) -> str:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "smet_train", *words]
-        done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=240)
+        done = forked.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -77,7 +78,7 @@ def test_a_backend_of_ones_own_trains_resumes_sweeps_and_opens(here: Path, smet_
         "print({layer.backend.name for layer in layers})"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    told = subprocess.run(
+    told = forked.run(
         [sys.executable, "-c", code], cwd=here, env=environment, capture_output=True, text=True, check=True
     )
     assert told.stdout.strip() == "{'gather'}"
@@ -85,7 +86,6 @@ def test_a_backend_of_ones_own_trains_resumes_sweeps_and_opens(here: Path, smet_
     assert "write sparsity.block_size=1" in said
 
 
-@pytest.mark.slow
 def test_a_plugin_that_has_moved_is_given_anew_and_a_model_opens_without_it(here: Path, smet_train: Call) -> None:
     moving = here / "mine.py"
     moving.write_bytes((EXAMPLES / "add_backend.py").read_bytes())
@@ -98,7 +98,7 @@ def test_a_plugin_that_has_moved_is_given_anew_and_a_model_opens_without_it(here
     (here / "moved.py").unlink()
     code = "from pathlib import Path; from smet_train.trained import open_trained; open_trained(Path('run'))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    told = subprocess.run(
+    told = forked.run(
         [sys.executable, "-c", code], cwd=here, env=environment, capture_output=True, text=True, check=True
     )
     assert "moved.py is no file" in told.stderr
@@ -151,4 +151,4 @@ def test_the_even_rules_do_what_they_say() -> None:
         "rows = layer.index.long() // 40\n"
         "for row in rows.unique(): torch.testing.assert_close(scores[rows == row].mean(), torch.tensor(1.0))\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    forked.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)

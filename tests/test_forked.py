@@ -26,6 +26,7 @@ PROGRAMS = {
     "at exit": ("import atexit; atexit.register(print, 'bye'); print('hello')", b""),
     "a thread": ("import threading as t, time; t.Thread(target=lambda: (time.sleep(0.1), print('done'))).start()", b""),
     "its surroundings": ("import os; print(os.getcwd(), sorted(os.environ)); import sys; print(sys.path[0])", b""),
+    "its streams": ("import sys; print(sys.stdout.name, sys.stderr.name)", b""),
     "its main module": ("import __main__; x = 1; print(__main__.x, __name__)", b""),
     "signals": (
         "import signal; print([signal.getsignal(n) == signal.SIG_DFL for n in (signal.SIGTERM, signal.SIGHUP)],"

@@ -194,7 +194,7 @@ def test_a_run_of_an_older_version_keeps_its_operations_where_they_are(
     quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They stood in its first event."""
-    header = job.run_header
+    header = build.run_header
     monkeypatch.setattr(job, "run_header", lambda *facts: {**header(*facts), "step_flops": 12})
     train(quick_config(), tmp_path)
     kinds = [event["event"] for event in read_events(tmp_path / "metrics.jsonl")]

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from smet_train import SparseTraining
 from smet_train.errors import CheckpointError, ConfigError
 from smet_train.sparse import SparseLinear, default_layers, sparsify
 from smet_train.topology import MoveRules
+from tests.programs import BOTH, without
 
 
 def small(seed: int = 0) -> nn.Sequential:
@@ -212,9 +214,15 @@ def test_attention_that_reads_a_weight_itself_is_refused() -> None:
     assert sum(isinstance(module, SparseLinear) for module in model.modules()) == len(training.layers) == 4
 
 
-def test_importing_the_package_alone_reads_no_torch() -> None:
-    code = "import smet_train, sys; assert not {'torch', 'transformers'} & set(sys.modules)"
-    code += "\nfrom smet_train import SparseTraining; assert 'transformers' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+@BOTH
+def test_importing_the_package_alone_reads_no_torch(programs: ModuleType) -> None:
+    code = without("torch", "transformers") + "import smet_train"
+    programs.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = smet_train.nothing
+
+
+@pytest.mark.process
+def test_the_library_reads_no_transformers() -> None:
+    code = without("transformers") + "from smet_train import SparseTraining"
+    subprocess.run([sys.executable, "-c", code], check=True)

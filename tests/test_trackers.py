@@ -20,6 +20,7 @@ from smet_train.trackers import sweep_name
 from smet_train.tracking.jsonl import read_events
 from smet_train.tracking.wandb_sink import abandon
 from smet_train.train import loop
+from tests import forked
 from tests.tracking.fake_wandb import FakeRun, FakeWandb
 from tests.tracking.read_back import expected_points, single, tensorboard_points, wandb_points, wandb_rows
 
@@ -94,7 +95,7 @@ def test_both_hold_what_metrics_jsonl_holds_after_a_kill(quick: list[str], tmp_p
     settings = [*quick, *BOTH, "train.steps=60", "train.eval_interval=20", "checkpoint.interval=20"]
     command = [sys.executable, "-m", "smet_train", *settings, f"hydra.run.dir={tmp_path}"]
     metrics = tmp_path / "metrics.jsonl"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = forked.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline_s = time.monotonic() + 200
     while time.monotonic() < deadline_s and process.poll() is None:
         text = metrics.read_text() if metrics.is_file() else ""
@@ -104,7 +105,7 @@ def test_both_hold_what_metrics_jsonl_holds_after_a_kill(quick: list[str], tmp_p
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert max(event["step"] for event in read_events(metrics) if event["event"] == "train") >= 27
-    subprocess.run(command, check=True, capture_output=True)
+    forked.run(command, check=True, capture_output=True)
     expected = expected_points(tmp_path)
     assert [step for step, _ in expected["train/loss"]] == list(range(1, 61))
     assert tensorboard_points(tmp_path / "tensorboard") == single(expected)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from smet_train.errors import SmetError, memory_shortage
+from smet_train.tracking.streams import let_output_encode_anything
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -17,6 +18,7 @@ def run_to_the_end(prog: str, run: Callable[[], None], *in_less_memory: str) -> 
     Args:
         in_less_memory: what to do where memory runs out, if that is not what a training run can do.
     """
+    let_output_encode_anything()
     try:
         run()
     except SmetError as error:

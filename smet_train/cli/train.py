@@ -17,7 +17,7 @@ from smet_train.config.schema import Config
 from smet_train.errors import SmetError, memory_shortage
 from smet_train.gpu_driver import require_gpu_driver
 from smet_train.importing import importing
-from smet_train.tracking.streams import let_output_end_first
+from smet_train.tracking.streams import let_output_encode_anything, let_output_end_first
 from smet_train.tracking.tensorboard_sink import require_tensorboard
 
 _FIRST_WORD_S = 10.0  # torchrun ends the wait when the other process has ended
@@ -25,6 +25,7 @@ _FIRST_WORD_S = 10.0  # torchrun ends the wait when the other process has ended
 
 def main() -> None:
     """Run the command line; exits with 0 when done, 2 for a user's mistake, 1 for a failure."""
+    let_output_encode_anything()
     let_output_end_first()
     faulthandler.enable(2)  # a crash of a library says where; standard error may be another object by now
     logging.raiseExceptions = False  # a train.log on a full disk lacks lines; it is no reason for tracebacks

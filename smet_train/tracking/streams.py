@@ -4,6 +4,7 @@ The reader of a pipe can go first (Ctrl-C in ``smet-train … | tee log`` reache
 a disk that the output is written to can be full. None of them is worth a run.
 """
 
+import io
 import logging
 import os
 import sys
@@ -63,6 +64,14 @@ class LastingStream:
 def lasting(stream: TextIO) -> TextIO:
     """``stream``, or what makes it last if it doesn't."""
     return stream if isinstance(stream, LastingStream) else LastingStream(stream)  # type: ignore[return-value]
+
+
+def let_output_encode_anything() -> None:
+    """From here on what an encoding has no sign for is written as an escape: a name that is not UTF-8, or a "…" on a
+    terminal that knows Latin letters alone."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def let_output_end_first() -> None:

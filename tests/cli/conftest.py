@@ -11,6 +11,7 @@ import pytest
 
 from smet_train.config.schema import Config
 from smet_train.job import run_training
+from tests import forked
 
 COMMAND = [sys.executable, "-m", "smet_train"]
 
@@ -21,11 +22,19 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture
-def smet_train(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+def programs() -> ModuleType:
+    """The module that starts programs: forked, or subprocess for a test that asks for BOTH."""
+    return forked
+
+
+@pytest.fixture
+def smet_train(
+    programs: ModuleType, tmp_path: Path, environment: dict[str, str]
+) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """Calls the command with arguments, in ``tmp_path``."""
 
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+    def call(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return programs.run(
             [*COMMAND, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
         )
 
@@ -33,11 +42,13 @@ def smet_train(tmp_path: Path, environment: dict[str, str]) -> Callable[..., sub
 
 
 @pytest.fixture
-def smet_train_process(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+def smet_train_process(
+    programs: ModuleType, tmp_path: Path, environment: dict[str, str]
+) -> Callable[..., "subprocess.Popen[str]"]:
     """Starts the command and does not wait."""
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+    def start(*arguments: str) -> "subprocess.Popen[str]":
+        return programs.Popen(
             [*COMMAND, *arguments],
             cwd=tmp_path,
             env=environment,

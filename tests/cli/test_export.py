@@ -1,15 +1,16 @@
 """``smet-export``: what it writes, what it says, and what it refuses before torch is imported."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from smet_train.cli import export as command
 from smet_train.export.write import _WRITERS
+from tests.programs import BOTH, without
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -45,23 +46,21 @@ MISTAKES = [
 ]
 
 
+@BOTH
 @pytest.mark.parametrize(("arguments", "status", "expected"), [
     *((arguments, 2, message) for arguments, message in MISTAKES),
     ([], 0, "usage: smet-export [-h] [--version] --format {hf,sparse,torch} --out DIR"),
     (["--help"], 0, "smet-export outputs/demo-1a2b3c4d --format hf --out exported/demo"),
 ])  # fmt: skip
 def test_mistakes_and_questions_need_none_of_the_heavy_libraries(
-    arguments: list[str], status: int, expected: str, tmp_path: Path
+    programs: ModuleType, arguments: list[str], status: int, expected: str, tmp_path: Path
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    script = (
-        "import sys\n"
-        "sys.modules.update(dict.fromkeys(['torch', 'transformers', 'datasets', 'safetensors', 'rich']))\n"
-        "from smet_train.cli.export import main\n"
-        "main()\n"
+    script = without("torch", "transformers", "datasets", "safetensors", "rich") + (
+        "from smet_train.cli.export import main\nmain()\n"
     )
-    done = subprocess.run(
+    done = programs.run(
         [sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == status, done.stderr

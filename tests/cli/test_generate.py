@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from smet_train.cli import generate as command
+from tests.programs import BOTH
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -84,17 +86,20 @@ def test_a_mistake_is_one_line(call: Call, run_folder: Path, flag: str, value: s
     assert message in errors
 
 
+# Whoever started the tests in the background has them ignore Ctrl-C, and what they start too.
+TYPED = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from smet_train.cli.generate import main
+main()
+"""
+
+
 @pytest.fixture
-def endless(run_folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def endless(programs: ModuleType, run_folder: Path) -> "Iterator[subprocess.Popen[bytes]]":
     """A command that has begun to write and will not end by itself for long."""
     arguments = [str(run_folder), "the", "--max-tokens", "1000", "--n", "10000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "smet_train.cli.generate", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # whoever started the tests in the background has them ignore Ctrl-C
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    process = programs.Popen([sys.executable, "-c", TYPED, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert len(process.stdout.read(20)) == 20
     yield process
@@ -102,16 +107,15 @@ def endless(run_folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-@pytest.mark.slow
-def test_ctrl_c_ends_it_without_a_traceback(endless: subprocess.Popen[bytes]) -> None:
+@BOTH
+def test_ctrl_c_ends_it_without_a_traceback(endless: "subprocess.Popen[bytes]") -> None:
     endless.send_signal(signal.SIGINT)
     _, errors = endless.communicate(timeout=60)
     assert endless.returncode == 130
     assert b"Traceback" not in errors
 
 
-@pytest.mark.slow
-def test_a_reader_that_goes_away_ends_it(endless: subprocess.Popen[bytes]) -> None:
+def test_a_reader_that_goes_away_ends_it(endless: "subprocess.Popen[bytes]") -> None:
     assert endless.stdout is not None
     assert endless.stderr is not None
     endless.stdout.close()

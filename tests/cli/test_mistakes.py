@@ -13,6 +13,8 @@ import torch
 from smet_train.cli import eval as evaluation
 from smet_train.cli import export, generate, report, train
 from smet_train.errors import ConfigError
+from tests import forked
+from tests.programs import BOTH, without
 
 SmetTrain = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -42,7 +44,6 @@ def bad_files(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("Käse und Brot\n".encode("latin-1") * 50)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("bad_files")
 @pytest.mark.parametrize(("arguments", "status", "message"), MISTAKES, ids=lambda value: str(value))
 def test_one_clear_message(smet_train: SmetTrain, arguments: list[str], status: int, message: str) -> None:
@@ -54,17 +55,18 @@ def test_one_clear_message(smet_train: SmetTrain, arguments: list[str], status: 
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_gpu_that_no_driver_is_there_for_is_refused_before_torch_is_read(tmp_path: Path) -> None:
-    script = (
-        "import sys\n"
-        "sys.modules.update(dict.fromkeys(['torch', 'transformers', 'datasets', 'wandb']))\n"
+@BOTH
+def test_a_gpu_that_no_driver_is_there_for_is_refused_before_torch_is_read(
+    programs: ModuleType, tmp_path: Path
+) -> None:
+    script = without("torch", "transformers", "datasets", "wandb") + (
         "from smet_train import gpu_driver\n"
         "from smet_train.cli.train import main\n"
         "gpu_driver.has_driver = lambda: False\n"
         "main()\n"
     )
     command = [sys.executable, "-c", script, "train.device=cuda", "hydra.run.dir=run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    done = programs.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2, done.stderr
     assert done.stderr == (
         "smet-train: train.device=cuda: there is no driver for a GPU on this machine; write train.device=cpu or auto\n"
@@ -72,6 +74,7 @@ def test_a_gpu_that_no_driver_is_there_for_is_refused_before_torch_is_read(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -80,14 +83,13 @@ def test_a_gpu_that_no_driver_is_there_for_is_refused_before_torch_is_read(tmp_p
         ([], "smet-train --help tells everything"),
     ],
 )
-def test_questions_about_the_command_need_none_of_the_heavy_libraries(arguments: list[str], expected: str) -> None:
-    script = (
-        "import sys\n"
-        "sys.modules.update(dict.fromkeys(['torch', 'transformers', 'datasets', 'wandb', 'rich']))\n"
-        "from smet_train.cli.train import main\n"
-        "main()\n"
+def test_questions_about_the_command_need_none_of_the_heavy_libraries(
+    programs: ModuleType, arguments: list[str], expected: str
+) -> None:
+    script = without("torch", "transformers", "datasets", "wandb", "rich") + (
+        "from smet_train.cli.train import main\nmain()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    done = programs.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout
 
@@ -185,7 +187,7 @@ def crash(_words):
 train._status = crash
 train.main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = forked.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGABRT
     assert "Fatal Python error: Aborted" in done.stderr
     assert "in crash" in done.stderr

@@ -1,22 +1,30 @@
-"""Runs whose terminal or pipe ends before they do, as real processes."""
+"""Runs whose terminal or pipe ends before they do."""
 
 import csv
 import os
 import pty
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from smet_train.tracking.jsonl import read_events
 from tests.cli.conftest import COMMAND
+from tests.programs import BOTH
 
-pytestmark = pytest.mark.slow
-
+# The first terminal that a new session opens is its own.
+ON_ITS_TERMINAL = """
+import os
+os.close(os.open(os.ttyname(0), os.O_RDWR))
+from smet_train.cli.train import main
+main()
+"""
 ENDLESS = ["train.steps=100000", "checkpoint.interval=0", "train.log_interval=1"]
 
 
@@ -42,12 +50,13 @@ def saved_for(reason: str, folder: Path) -> bool:
     return end["reason"] == reason and (folder / "checkpoints" / f"step_{last_step:08d}").is_dir()
 
 
+@BOTH
 def test_ctrl_c_that_ends_the_reader_of_a_pipe_first(
-    quick: list[str], tmp_path: Path, environment: dict[str, str]
+    programs: ModuleType, quick: list[str], tmp_path: Path, environment: dict[str, str]
 ) -> None:
     """As in ``smet-train … | tee log``: Ctrl-C reaches both."""
     folder = tmp_path / "run"
-    process = subprocess.Popen(
+    process = programs.Popen(
         [*COMMAND, *quick, *ENDLESS, f"hydra.run.dir={folder}"],
         env=environment,
         stdout=subprocess.PIPE,
@@ -66,34 +75,32 @@ def test_ctrl_c_that_ends_the_reader_of_a_pipe_first(
 
 
 def test_a_log_that_can_not_be_written_costs_its_lines_alone(
-    quick: list[str], tmp_path: Path, environment: dict[str, str]
+    programs: ModuleType, quick: list[str], tmp_path: Path, environment: dict[str, str]
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "train.log").symlink_to("/dev/full")
     command = [*COMMAND, *quick, "train.precision=bf16", f"hydra.run.dir={folder}"]  # may be slow here: a warning
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = programs.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not [line for line in done.stderr.splitlines() if not line.startswith("WARNING: ")]
     assert read_events(folder / "metrics.jsonl")[-1]["reason"] == "finished"
 
 
-def test_a_terminal_that_is_closed(quick: list[str], tmp_path: Path, environment: dict[str, str]) -> None:
+@BOTH
+def test_a_terminal_that_is_closed(
+    programs: ModuleType, quick: list[str], tmp_path: Path, environment: dict[str, str]
+) -> None:
     """It sends SIGHUP, and can't be written from then on."""
     folder = tmp_path / "run"
     master, terminal = pty.openpty()
-
-    def take_terminal() -> None:
-        os.close(os.open(os.ttyname(0), os.O_RDWR))  # the first one that a new session opens is its own
-
-    process = subprocess.Popen(
-        [*COMMAND, *quick, *ENDLESS, f"hydra.run.dir={folder}"],
+    process = programs.Popen(
+        [sys.executable, "-c", ON_ITS_TERMINAL, *quick, *ENDLESS, f"hydra.run.dir={folder}"],
         env=environment,
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
-        preexec_fn=take_terminal,
     )
     os.close(terminal)
     os.set_blocking(master, False)
@@ -103,9 +110,13 @@ def test_a_terminal_that_is_closed(quick: list[str], tmp_path: Path, environment
     assert saved_for("SIGHUP", folder)
 
 
-def test_a_sweep_whose_reader_has_seen_enough(quick: list[str], tmp_path: Path, environment: dict[str, str]) -> None:
+@BOTH
+@pytest.mark.slow
+def test_a_sweep_whose_reader_has_seen_enough(
+    programs: ModuleType, quick: list[str], tmp_path: Path, environment: dict[str, str]
+) -> None:
     """As in ``smet-train -m … | head -1``."""
-    process = subprocess.Popen(
+    process = programs.Popen(
         [*COMMAND, "-m", *quick, "seed=1,2,3", "train.steps=2", f"hydra.sweep.dir={tmp_path / 'sweep'}"],
         env=environment,
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped and swept, as real processes."""
+"""Runs that are killed, stopped and swept."""
 
 import csv
 import os
@@ -15,6 +15,8 @@ import pytest
 
 from smet_train.tracking.jsonl import read_events
 from smet_train.tracking.names import TIME_FIELDS
+from smet_train.train.lock import LOCK_NAME
+from tests.programs import BOTH
 
 pytestmark = pytest.mark.slow
 
@@ -58,11 +60,8 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> No
 
 def holder(folder: Path) -> int:
     """The process that trains in ``folder``."""
-    return next(
-        int(process.pid)
-        for process in psutil.process_iter(["cmdline"])
-        if any(str(folder) in word for word in process.info["cmdline"] or ()) and "-m" in process.info["cmdline"]
-    )
+    pid, _, _ = (folder / LOCK_NAME).read_text().partition(" ")
+    return int(pid)
 
 
 def trace(folder: Path) -> list[dict[str, Any]]:
@@ -80,6 +79,7 @@ def tensors(folder: Path) -> dict[str, bytes]:
     return found
 
 
+@BOTH
 def test_a_run_killed_at_random_steps_equals_the_unbroken_one_bit_for_bit(
     smet_train: SmetTrain, smet_train_process: SmetTrainProcess, tmp_path: Path, long_run: list[str]
 ) -> None:
@@ -231,6 +231,7 @@ def test_a_stopped_sweep_passes_the_signal_on_and_starts_no_further_job(
     assert "Traceback" not in output
 
 
+@BOTH
 def test_the_job_of_a_sweep_that_was_killed_saves_and_ends(
     smet_train_process: SmetTrainProcess, tmp_path: Path, long_run: list[str]
 ) -> None:

@@ -8,6 +8,7 @@ from transformers import GPT2Config
 
 from smet_train.config.compose import compose
 from smet_train.config.locate import config_folder, group_options, groups
+from smet_train.config.plain import from_dict, to_dict
 from smet_train.config.schema import DataSource, TextUnit
 from smet_train.job import run_training
 from smet_train.tracking.jsonl import read_events
@@ -37,7 +38,8 @@ def test_no_yaml_file_is_left_out() -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_composes_and_validates(group: str, option: str) -> None:
-    compose(choice(group, option))
+    config = compose(choice(group, option))
+    assert from_dict(to_dict(config)) == config
 
 
 @pytest.mark.slow

@@ -69,10 +69,12 @@ def test_a_registered_name_is_a_choice_as_ours_are(plugin: Write) -> None:
         compose(["sparsity.backend=mien", f"plugins=['{path}']"])
 
 
-def test_a_file_is_read_once(plugin: Write) -> None:
-    path = plugin(BACKEND.format(name="once"))
+def test_a_file_is_read_once(plugin: Write, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    path = plugin(f"with open({str(log)!r}, 'a') as file: file.write('read ')")
     load_plugins([path, path])
     load_plugins([path])
+    assert log.read_text() == "read "
 
 
 def test_the_settings_that_hydra_reads_are_the_schemas() -> None:

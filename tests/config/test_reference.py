@@ -1,9 +1,9 @@
 """docs/configuration.md is what the settings say."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -13,6 +13,7 @@ from smet_train.config.fields import leaves
 from smet_train.config.locate import group_options, groups
 from smet_train.config.reference import main, reference_text
 from smet_train.config.schema import Config
+from tests.programs import BOTH, without
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 # Words by which the meaning of a number says what it counts or is measured in, or that it is a pure number.
@@ -53,15 +54,13 @@ def test_what_a_preset_sets_is_what_it_composes_to() -> None:
     assert compose(settings) == compose(["+experiment=demo"])
 
 
-def test_it_is_written_without_the_heavy_libraries(tmp_path: Path) -> None:
-    script = (
-        "import sys\n"
-        "sys.modules.update(dict.fromkeys(['torch', 'transformers', 'datasets', 'hydra', 'omegaconf']))\n"
-        "from smet_train.config.reference import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
+@BOTH
+def test_it_is_written_without_the_heavy_libraries(programs: ModuleType, tmp_path: Path) -> None:
+    script = without("torch", "transformers", "datasets", "hydra", "omegaconf") + (
+        "from smet_train.config.reference import main\nsys.exit(main(sys.argv[1:]))\n"
     )
     file = tmp_path / "configuration.md"
-    done = subprocess.run([sys.executable, "-c", script, str(file)], capture_output=True, text=True, timeout=60)
+    done = programs.run([sys.executable, "-c", script, str(file)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert file.read_text(encoding="utf-8") == reference_text()
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smet_train.config.fields import Range, leaves, spell, value_at
+from smet_train.config.paths import check_files
 from smet_train.config.schema import Config, DataSource, Drop, Family, Grow, RegrowMoments
 from smet_train.config.validate import validate
 from smet_train.errors import ConfigError
@@ -141,6 +142,10 @@ def test_an_existing_checkpoint_is_left_to_the_trainer(tmp_path: Path) -> None:
     config = Config()
     config.checkpoint.resume = str(tmp_path)
     validate(config)
+    check_files(config, tmp_path / "run")
+    config.checkpoint.resume = str(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"checkpoint\.resume=.*nowhere does not exist"):
+        check_files(config, tmp_path / "run")
 
 
 def test_a_range_reads_as_it_holds() -> None:

@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,13 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from smet_train.config.schema import Config
 from smet_train.data.files import expand
 from smet_train.data.rules import ReadRules
 from smet_train.data.sources import SourceSpec, open_source
 from smet_train.errors import DataError
-from smet_train.job import run_training
 from smet_train.tracking.jsonl import read_events
+from tests import forked
 from tests.data.serving import serve
 
 POINTERS = {
@@ -111,17 +111,25 @@ def test_pages_that_are_asked_for_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("typed", ["glob", "literal"])
 def test_a_name_that_is_not_utf8_trains_and_goes_on(
-    tmp_path: Path, quick_config: Callable[..., Config], documents: Callable[..., list[str]], typed: str
+    tmp_path: Path, quick: list[str], documents: Callable[..., list[str]], typed: str
 ) -> None:
     folder = tmp_path / os.fsdecode(b"d\xe9")
     folder.mkdir()
     path = folder / os.fsdecode(b"caf\xe9.txt")
     path.write_text("\n".join(documents(400)))
-    pattern = f"{folder}/*.txt" if typed == "glob" else str(path)
-    config = quick_config()
-    config.data.files[:] = [pattern]
-    run_training(config, tmp_path / "run")
-    config.train.steps = 8
-    run_training(config, tmp_path / "run")
+    run = str(tmp_path / "run")
+
+    def call(*words: str) -> int:
+        done = forked.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True)
+        assert b"Traceback" not in done.stderr
+        return done.returncode
+
+    files = f"data.files=['{folder}/*.txt']" if typed == "glob" else f"data.files=['{path}']"
+    others = [word for word in quick if not word.startswith("data.files=")]
+    assert call("smet_train", *others, files, f"hydra.run.dir={run}") == 0
+    assert call("smet_train", "resume", run, "train.steps=8") == 0
     events = read_events(tmp_path / "run" / "metrics.jsonl")
     assert [event["step"] for event in events if event["event"] == "train"] == list(range(1, 9))
+    assert call("smet_train.cli.eval", run) == 0
+    assert call("smet_train.cli.export", run, "--format", "hf", "--out", str(tmp_path / "out")) == 0
+    assert "\\udce9" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")

@@ -4,10 +4,10 @@ import bz2
 import gzip
 import json
 import lzma
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from smet_train.data.opened import COMPRESSED
 from smet_train.data.python_source import find_python_files, split_source
 from smet_train.data.sources import Source, SourceSpec, open_source
 from smet_train.errors import DataError
+from tests.programs import BOTH, without
 
 Make = Callable[..., list[str]]
 
@@ -90,16 +91,15 @@ def test_a_row_group_that_is_finished_is_not_read_again(
         assert read == groups
 
 
-def test_files_are_read_without_the_library_for_the_hub(tmp_path: Path, documents: Make) -> None:
+@BOTH
+def test_files_are_read_without_the_library_for_the_hub(programs: ModuleType, tmp_path: Path, documents: Make) -> None:
     (tmp_path / "a.txt").write_text("\n".join(documents(3)))
-    script = (
-        "import sys\n"
-        "sys.modules['datasets'] = None\n"
+    script = without("datasets") + (
         "from smet_train.data.sources import SourceSpec, open_source\n"
         "import smet_train.data.tokenizer\n"
         "print(len(list(open_source(SourceSpec('text', files=('a.txt',), text_unit='line')).documents())))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = programs.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
 
 

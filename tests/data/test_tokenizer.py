@@ -85,6 +85,7 @@ def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(tokenizer: TextT
     assert theirs("few sites move")["input_ids"] == tokenizer.encode("few sites move")
 
 
+@pytest.mark.process
 def test_a_tokenizer_is_saved_in_utf8_whatever_the_locale(source: Source, tmp_path: Path) -> None:
     script = (
         "from pathlib import Path\n"

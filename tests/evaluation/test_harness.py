@@ -3,9 +3,10 @@
 import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,9 +15,12 @@ from smet_train.cli import eval as command
 from smet_train.errors import ConfigError
 from smet_train.evaluation import extra
 from smet_train.evaluation import lm_eval as harness_command
-from smet_train.evaluation.harness import SmetLM
 from smet_train.evaluation.tasks import run_tasks
 from smet_train.trained import Trained
+from tests.programs import BOTH
+
+if TYPE_CHECKING:
+    from smet_train.evaluation.harness import SmetLM
 
 TASKS = Path(__file__).resolve().parents[2] / "examples" / "tasks"
 
@@ -35,9 +39,15 @@ def own_log_likelihood(trained: Trained, text: str, window_tokens: int) -> float
     return total
 
 
+def model_for(trained: Trained, **settings: Any) -> "SmetLM":
+    from smet_train.evaluation.harness import SmetLM
+
+    return SmetLM(trained, **settings)
+
+
 @pytest.mark.parametrize("window_tokens", [None, 100])
 def test_the_perplexity_task_is_the_sum_over_its_tokens(trained: Trained, window_tokens: int | None) -> None:
-    model = SmetLM(trained, batch_size=3, max_length=window_tokens)
+    model = model_for(trained, batch_size=3, max_length=window_tokens)
     rows = [json.loads(line) for line in (TASKS / "python_text.jsonl").read_text(encoding="utf-8").splitlines()]
     texts = [row["text"] for row in rows[:3]]
     found = model.loglikelihood_rolling([_Request((text,)) for text in texts], disable_tqdm=True)
@@ -61,14 +71,15 @@ def test_tasks_by_the_library(trained: Trained) -> None:
     assert found["results"]["python_text"]["bits_per_byte,none"] == pytest.approx(bits_per_byte, rel=1e-5)
 
 
+@BOTH
 @pytest.mark.slow
 def test_the_harness_own_command_line_and_smet_eval_agree(
-    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    programs: ModuleType, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ["python_syntax", "python_text"]
     arguments = ["--model", "smet", "--model_args", f"checkpoint={run_folder}", "--tasks", ",".join(names)]
     arguments += ["--include_path", str(TASKS), "--batch_size", "2", "--output_path", str(tmp_path / "own")]
-    subprocess.run(
+    programs.run(
         [sys.executable, "-m", "smet_train.evaluation.lm_eval", *arguments],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True, timeout=240,
     )  # fmt: skip
@@ -90,7 +101,7 @@ def test_the_harness_own_command_line_and_smet_eval_agree(
 
 
 def test_text_that_merges_with_its_context_is_encoded_apart(trained: Trained) -> None:
-    model = SmetLM(trained)
+    model = model_for(trained)
     encode = trained.tokenizer.encode
     assert len(encode("a the")) == len(encode("a t")) == 2
     assert model._encode_pair("a t", "he") == (encode("a t"), encode("he"))
@@ -98,7 +109,7 @@ def test_text_that_merges_with_its_context_is_encoded_apart(trained: Trained) ->
 
 
 def test_no_special_token_is_read_from_text(trained: Trained) -> None:
-    model = SmetLM(trained)
+    model = model_for(trained)
     for text in ("<|endoftext|>", "a<|endoftext|>b", "the model"):
         assert model.tok_encode(text) == trained.tokenizer.encode(text)
         assert model.tok_batch_encode([text])[0].tolist() == [trained.tokenizer.encode(text)]
@@ -107,7 +118,7 @@ def test_no_special_token_is_read_from_text(trained: Trained) -> None:
 
 def test_a_window_that_is_too_long_is_refused(trained: Trained) -> None:
     with pytest.raises(ConfigError, match="max_length=1025 is too long: the model has positions for 1024"):
-        SmetLM(trained, max_length=1025)
+        model_for(trained, max_length=1025)
 
 
 @pytest.mark.slow

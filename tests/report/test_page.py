@@ -8,10 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
 
-from smet_train.report.figures import make_figure
-from smet_train.report.images import draw
 from smet_train.report.report import build_report, write_report
 from smet_train.report.runs import ReportError, find
 
@@ -58,6 +55,8 @@ def test_the_page_has_every_chart_and_fetches_nothing(finished: Path) -> None:
 
 
 def test_pictures_of_an_earlier_report_go_and_other_files_stay(finished: Path) -> None:
+    from matplotlib.figure import Figure
+
     folder = finished / "report"
     write_report(build_report(find([finished])), finished)
     (folder / "densities.png").rename(folder / "old.png")
@@ -86,6 +85,9 @@ def test_sweeps_bars_and_bands_are_drawn_by_both(make_run: MakeRun) -> None:
 
 
 def test_many_names_on_an_axis_are_turned(make_run: MakeRun) -> None:
+    from smet_train.report.figures import make_figure
+    from smet_train.report.images import draw
+
     for method in ("a", "b", "c", "d"):
         folder = make_run(f"sweep/{method}", method=method)
     [chart] = [chart for chart in build_report(find([folder.parent])).charts if chart.key == "sweep1_speed"]

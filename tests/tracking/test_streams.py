@@ -10,13 +10,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import TextIO
 
 import pytest
 from rich.progress import Progress
 
 from smet_train.tracking.console import ConsoleSink, open_console
-from smet_train.tracking.streams import LastingStream, lasting
+from smet_train.tracking.streams import LastingStream, lasting, let_output_encode_anything
+from tests.programs import BOTH
 
 
 def pipe_without_reader() -> int:
@@ -100,6 +102,7 @@ def test_a_display_shows_no_more_and_raises_nothing(gone: TextIO, monkeypatch: p
         )
     sink.close()
     console.print("the end")
+    assert os.path.samestat(os.fstat(gone.fileno()), os.stat(os.devnull))
 
 
 def test_a_bar_on_a_terminal_that_closes_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,16 +115,47 @@ def test_a_bar_on_a_terminal_that_closes_goes_on(monkeypatch: pytest.MonkeyPatch
             os.close(master)
             for _ in range(10):
                 bar.update(task, advance=1, refresh=True)
+        assert bar.finished
 
 
+@BOTH
 @pytest.mark.parametrize("lost", GONE)
-def test_a_process_ends_with_its_own_status(lost: Callable[[], int]) -> None:
+def test_a_process_ends_with_its_own_status(programs: ModuleType, lost: Callable[[], int]) -> None:
     """Python would exit with 120 because of what it can't write at its end."""
     code = (
         "import sys; from smet_train.tracking.streams import let_output_end_first; let_output_end_first();"
         "print('out'); print('err', file=sys.stderr); sys.exit(3)"
     )
     descriptor = lost()
-    ended = subprocess.run([sys.executable, "-c", code], stdout=descriptor, stderr=descriptor, check=False)
+    ended = programs.run([sys.executable, "-c", code], stdout=descriptor, stderr=descriptor, check=False)
     os.close(descriptor)
     assert ended.returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"),
+    [
+        ("ascii", rb"caf\xe9 \u2026 \udce9"),
+        ("latin-1", b"caf\xe9 \\u2026 \\udce9"),
+        ("utf-8", b"caf\xc3\xa9 \xe2\x80\xa6 \\udce9"),
+    ],
+)
+def test_what_an_encoding_has_no_sign_for_is_an_escape(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, written: bytes
+) -> None:
+    content = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding))
+    let_output_encode_anything()
+    print("caf\xe9 \u2026 \udce9", end="", flush=True)
+    assert content.getvalue() == written
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_run_ends_well_on_a_terminal_that_knows_few_letters(tmp_path: Path, quick: list[str], encoding: str) -> None:
+    command = [sys.executable, "-m", "smet_train", *quick, f"hydra.run.dir={tmp_path}"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"\\u2026" in done.stdout
+    assert b"Traceback" not in done.stderr

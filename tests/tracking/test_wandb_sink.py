@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,6 +18,8 @@ import pytest
 from smet_train.tracking import wandb_sink
 from smet_train.tracking.shelter import Sheltered
 from smet_train.tracking.wandb_sink import WandbSettings, WandbSink, abandon, open_wandb, stored_id
+from tests import forked
+from tests.programs import BOTH
 from tests.tracking.fake_wandb import FakeWandb
 from tests.tracking.read_back import wandb_points, wandb_rows
 from tests.tracking.wandb_server import WandbServer
@@ -249,13 +251,14 @@ sink.close()
 """
 
 
+@BOTH
 @pytest.mark.usefixtures("real")
-def test_without_a_key_nothing_is_asked_even_on_a_terminal(tmp_path: Path) -> None:
+def test_without_a_key_nothing_is_asked_even_on_a_terminal(programs: ModuleType, tmp_path: Path) -> None:
     hidden = {"WANDB_API_KEY", "WANDB_MODE", "WANDB_SERVICE", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"}
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     master, terminal = pty.openpty()
-    done = subprocess.run(
+    done = programs.run(
         [sys.executable, "-c", ASKS, str(tmp_path)],
         env=environment, cwd=tmp_path, stdin=terminal, stdout=subprocess.PIPE, stderr=terminal, timeout=120,
     )  # fmt: skip
@@ -283,30 +286,31 @@ print(sink.note)
 """
 
 
-def session(server: WandbServer, folder: Path, mode: str, last: int) -> str:
+def session(programs: ModuleType, server: WandbServer, folder: Path, mode: str, last: int) -> str:
     """What a process prints that goes on with the run to step ``last``."""
     words = [sys.executable, "-c", SESSION, mode, str(folder), str(last)]
-    return subprocess.run(words, env=server.environment(folder), check=True, capture_output=True, text=True).stdout
+    return programs.run(words, env=server.environment(folder), check=True, capture_output=True, text=True).stdout
 
 
+@BOTH
 @pytest.mark.usefixtures("real")
-def test_a_server_gets_every_point_once_however_often_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_server_gets_every_point_once_however_often_the_run_goes_on(programs: ModuleType, tmp_path: Path) -> None:
     """wandb itself, with a server of ours: what was sent before a run went on is told to it by its summary."""
     with WandbServer() as server:
         for last in (3, 5, 7):  # each process has the whole history, as after a kill
-            session(server, tmp_path, "online", last)
+            session(programs, server, tmp_path, "online", last)
         rows = server.rows("p", (tmp_path / "wandb/run_id.txt").read_text().strip())
     assert [row["train/step"] for row in rows if "train/step" in row] == [1, 2, 3, 4, 5, 6, 7]
     assert [row["spike/train_step"] for row in rows if "spike/train_step" in row] == [2]
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.usefixtures("real")
 def test_what_was_recorded_offline_is_sent_whole_by_the_command_that_is_told(tmp_path: Path) -> None:
     with WandbServer() as server:
-        session(server, tmp_path, "online", 3)
-        session(server, tmp_path, "offline", 5)
-        command = session(server, tmp_path, "offline", 7).strip()
+        session(forked, server, tmp_path, "online", 3)
+        session(forked, server, tmp_path, "offline", 5)
+        command = session(forked, server, tmp_path, "offline", 7).strip()
         program, _, rest = command.partition(" ")
         assert program == "wandb"
         subprocess.run(

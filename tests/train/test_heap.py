@@ -32,6 +32,7 @@ print(json.dumps(held() - before))
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc and glibc")
 def test_freed_tensors_are_given_back() -> None:
     def held(how: str) -> int:

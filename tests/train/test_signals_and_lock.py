@@ -14,6 +14,7 @@ import pytest
 from smet_train.errors import CheckpointError
 from smet_train.train.lock import run_folder_lock
 from smet_train.train.signals import STOP_SIGNALS, StopRequest
+from tests import forked
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -30,7 +31,7 @@ def test_the_first_signal_is_noted_in_the_loop(number: signal.Signals, capfd: py
 
 
 def killed(code: str) -> int:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = forked.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == ""
     return done.returncode
 
@@ -135,7 +136,7 @@ with run_folder_lock(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+    with forked.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(CheckpointError, match=rf"another process \(pid {holder.pid}\) is training in"), \
