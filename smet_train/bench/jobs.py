@@ -49,8 +49,10 @@ def run_jobs(jobs: Mapping[str, Config], folder: Path, workers: int, say: Callab
         SmetError: what the first run that fails says, with its name.
     """
     outcomes: dict[str, Outcome] = {}
-    # Forking a process that has used threads can hang; a fresh interpreter costs a few seconds.
-    context = multiprocessing.get_context("spawn")
+    # Forking this process, which has used threads, can hang. Workers are forks of one that has imported all they need
+    # and computed nothing.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["smet_train.job"])
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         futures = {pool.submit(_train, config, folder / name): name for name, config in jobs.items()}
         for done in as_completed(futures):
@@ -81,7 +83,12 @@ def _end_with_parent() -> None:
 
 
 def _train(config: Config, folder: Path) -> None:
-    run_training(config, folder, Console(file=io.StringIO(), markup=False))
+    try:
+        run_training(config, folder, Console(file=io.StringIO(), markup=False))
+    finally:
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():  # nobody waits for the result, or gives another job
+            os._exit(128 + signal.SIGTERM)
 
 
 def read_outcome(folder: Path) -> Outcome:

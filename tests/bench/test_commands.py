@@ -1,6 +1,7 @@
 """``smet-bench`` from the command line, on runs of a few steps."""
 
 import json
+import multiprocessing.forkserver
 import subprocess
 import sys
 import time
@@ -9,11 +10,22 @@ from pathlib import Path
 import psutil
 import pytest
 
+from smet_train.bench import jobs
 from smet_train.bench.jobs import _train, read_outcome, run_jobs
 from smet_train.bench.settings import LossBench
 from smet_train.cli.bench import help_text, main
 from smet_train.config.compose import compose
 from smet_train.errors import SmetError
+from smet_train.train.lock import LOCK_NAME
+from tests import forked
+from tests.bench.workers import start_worker
+
+
+@pytest.fixture(autouse=True)
+def workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are forks of the fork server that the tests have, not of one that has imported less, and predict nothing."""
+    multiprocessing.forkserver.ensure_running()
+    monkeypatch.setattr(jobs, "_start_worker", start_worker)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -156,35 +168,68 @@ def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert f"bench.tune_steps={LossBench().tune_steps}" in help_text()
 
 
+# In a process of the fork server, which would start another one.
+_AS_FORK = """
+from multiprocessing import forkserver
+from smet_train.bench import jobs
+from tests.bench.workers import start_worker
+forkserver._forkserver.ensure_running = lambda: None
+jobs._start_worker = start_worker
+"""
 _GIVER = """
-import subprocess
 import sys
-import time
 from pathlib import Path
 from smet_train.bench.jobs import run_jobs
 from smet_train.config.compose import compose
 if __name__ == "__main__":
-    run_jobs({"long": compose(sys.argv[2:])}, Path(sys.argv[1]), 1, print)
+    folder, workers, *settings = sys.argv[1:]
+    run_jobs({str(n): compose(settings) for n in range(int(workers))}, Path(folder), int(workers), print)
 """
+ENDLESS = ("train.steps=1000000", "checkpoint.interval=0", "train.eval_interval=0", "topology.interval=100000")
+
+
+def workers_of(folder: Path, number: int) -> list[psutil.Process]:
+    """Those that train the ``number`` runs in ``folder``, once they do."""
+    deadline_s = time.monotonic() + 120
+    runs = [folder / str(n) for n in range(number)]
+    while time.monotonic() < deadline_s:
+        if all((run / "metrics.jsonl").is_file() and '"train"' in (run / "metrics.jsonl").read_text() for run in runs):
+            return [psutil.Process(int((run / LOCK_NAME).read_text().split()[0])) for run in runs]
+        time.sleep(0.05)
+    raise AssertionError(f"in {folder} nothing is trained")
+
+
+def check_that_they_end(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    for process in alive:
+        process.kill()
+    assert not alive
 
 
 def test_workers_end_with_the_process_that_gives_the_jobs(tmp_path: Path, quick: list[str]) -> None:
+    command = [sys.executable, "-c", _AS_FORK + _GIVER, str(tmp_path), "1", *quick, *ENDLESS]
+    with forked.Popen(command) as giver:
+        try:
+            workers = workers_of(tmp_path, 1)
+        finally:
+            giver.kill()
+    check_that_they_end(workers)
+    assert list((tmp_path / "0" / "checkpoints").glob("step_*"))  # it has saved before
+
+
+@pytest.mark.process
+def test_workers_are_forks_of_one_process_that_has_imported_what_they_need(tmp_path: Path, quick: list[str]) -> None:
+    """It ends with them."""
     script = tmp_path / "giver.py"
     script.write_text(_GIVER)
-    settings = [*quick, "train.steps=1000000", "checkpoint.interval=0", "train.eval_interval=0"]
-    giver = subprocess.Popen([sys.executable, str(script), str(tmp_path / "runs"), *settings])
-    metrics = tmp_path / "runs" / "long" / "metrics.jsonl"
-    try:
-        deadline = time.monotonic() + 120
-        while not (metrics.is_file() and '"train"' in metrics.read_text()) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        workers = psutil.Process(giver.pid).children(recursive=True)
-    finally:
-        giver.kill()
-        giver.wait()
-    assert workers
-    _, alive = psutil.wait_procs(workers, timeout=60)
-    for worker in alive:
-        worker.kill()
-    assert not alive
-    assert list((tmp_path / "runs" / "long" / "checkpoints").glob("step_*"))  # it has saved before
+    with subprocess.Popen([sys.executable, str(script), str(tmp_path), "2", *quick, *ENDLESS]) as giver:
+        try:
+            workers = workers_of(tmp_path, 2)
+            [server] = {worker.parent() for worker in workers}
+            assert server is not None
+            assert "smet_train.job" in " ".join(server.cmdline())
+            started = psutil.Process(giver.pid).children(recursive=True)
+        finally:
+            giver.kill()
+    assert {server, *workers} <= set(started)
+    check_that_they_end(started)

@@ -3,6 +3,7 @@
 import json
 import platform
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from smet_train.bench import memory, speed
 from smet_train.bench.settings import MemoryBench, SpeedBench
 from smet_train.config.compose import compose
 from smet_train.errors import SmetError
+from tests import forked
 
 TINY = ["+debug=quick", "topology.interval=100", "data.tokenizer.vocab_size=300"]
 
@@ -83,6 +85,7 @@ def test_nothing_to_time_is_a_mistake(tmp_path: Path) -> None:
 
 
 def test_memory_compares_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "subprocess", SimpleNamespace(run=forked.run))
     for name in ("ours, blocks of 64", "ours, dense"):
         monkeypatch.delitem(memory._ARMS, name)
     bench = MemoryBench(out=str(tmp_path), steps=2, rounds=1)
@@ -94,3 +97,12 @@ def test_memory_compares_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert len(result["bars"]) == 9
     with pytest.raises(SmetError, match="arm transformers failed: model is one of"):
         memory.run_memory(["model=no_such_model"], bench, "smet-bench memory")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("arm", ["transformers", "ours, activation checkpointing, freed memory released"])
+def test_an_arm_is_measured_in_an_interpreter_of_its_own(arm: str) -> None:
+    """So that its peak is its own, and malloc has begun afresh."""
+    facts = memory._in_a_process(arm, [*TINY, *memory._ARMS[arm]], 2)
+    assert 0 < facts["peak_bytes"] < 2**30
+    assert facts["tokens_per_s"] > 0

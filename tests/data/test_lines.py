@@ -7,7 +7,7 @@ import lzma
 import random
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +18,7 @@ from smet_train.data.lines import At, read_lines, read_paragraphs, read_whole, s
 from smet_train.data.opened import Damaged, read_chunks
 from smet_train.data.records import text_reader
 from smet_train.data.rules import Fault
+from tests.conftest import make_documents
 
 SAMPLES = {
     "plain": b"one\ntwo\n\nthree\nfour\n",
@@ -75,6 +76,16 @@ def test_so_are_those_of_random_bytes_in_random_chunks(
             assert by_us(path, unit, after) == found[number + 1 :]
 
 
+@cache
+def lines(n_documents: int) -> bytes:
+    return "\n".join(make_documents(n_documents)).encode()
+
+
+@cache
+def compressed(n_documents: int, ending: str) -> bytes:
+    return COMPRESS[ending](lines(n_documents))
+
+
 def by_arrow(content: bytes, codec: str) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, codec) as stream:
@@ -86,7 +97,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
-    ".xz": lzma.compress,
+    ".xz": partial(lzma.compress, preset=0),
     ".zst": partial(by_arrow, codec="zstd"),
     ".lz4": partial(by_arrow, codec="lz4"),
 }
@@ -111,11 +122,9 @@ def test_a_position_in_any_compression_is_taken_up(
     # What is flipped in the lz4 that pyarrow writes, without a checksum, is text all the same.
     [*itertools.product([".gz", ".bz2", ".xz", ".zst"], ["cut", "flipped"]), (".lz4", "cut")],
 )
-def test_a_damaged_file_breaks_off_at_one_place_wherever_reading_began(
-    tmp_path: Path, ending: str, fault: str, documents: Callable[..., list[str]]
-) -> None:
+def test_a_damaged_file_breaks_off_at_one_place_wherever_reading_began(tmp_path: Path, ending: str, fault: str) -> None:
     path = tmp_path / f"a.txt{ending}"
-    content = bytearray(COMPRESS[ending]("\n".join(documents(20_000)).encode()))
+    content = bytearray(compressed(20_000, ending))
     middle = len(content) * 3 // 4
     if fault == "cut":
         del content[middle:]
@@ -140,14 +149,11 @@ def test_a_damaged_file_breaks_off_at_one_place_wherever_reading_began(
 @pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst", ".lz4"])
 @pytest.mark.parametrize("rest", ["cut", "foreign"])
 @pytest.mark.parametrize("n_documents", [5, 20_000])
-def test_all_that_comes_before_the_damage_is_read(
-    tmp_path: Path, ending: str, rest: str, n_documents: int, documents: Callable[..., list[str]]
-) -> None:
+def test_all_that_comes_before_the_damage_is_read(tmp_path: Path, ending: str, rest: str, n_documents: int) -> None:
     """A whole part, and behind it one that is cut short, or what is not compressed at all."""
-    whole = "\n".join(documents(n_documents)).encode()
-    compress = COMPRESS[ending]
+    cut = COMPRESS[ending](b"more")[:-3]
     path = tmp_path / f"a.txt{ending}"
-    path.write_bytes(compress(whole) + (compress(b"more")[:-3] if rest == "cut" else b"not compressed at all"))
+    path.write_bytes(compressed(n_documents, ending) + (cut if rest == "cut" else b"not compressed at all"))
     read = bytearray()
     damaged = False
     try:
@@ -156,7 +162,7 @@ def test_all_that_comes_before_the_damage_is_read(
     except Damaged:
         damaged = True
     assert damaged
-    assert read.startswith(whole)
+    assert read.startswith(lines(n_documents))
 
 
 def test_a_long_line_is_a_fault_and_no_more_of_it_is_kept() -> None:

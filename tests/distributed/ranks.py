@@ -23,7 +23,15 @@ from tests.faults import trials
 from tests.faults.trials import Hook
 from tests.forked import context
 
-LONG = ("train.steps=200", "topology.interval=35", "train.eval_interval=100", "checkpoint.interval=0")
+# Five topology updates with steps before and after them, in which regrown values come to full size.
+LONG_STEPS = 24
+LONG = (
+    f"train.steps={LONG_STEPS}",
+    "topology.interval=4",
+    "optimizer.regrow_warmup_steps=6",
+    "train.eval_interval=10",
+    "checkpoint.interval=0",
+)
 FOUR = ("train.batch_size=4", "train.micro_batch_size=1")
 
 
@@ -33,9 +41,9 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def become(rank: int, size: int, port: int) -> None:
-    """What torchrun tells a process of itself."""
-    os.environ |= {
+def told_of_itself(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process, in its environment."""
+    return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(size),
@@ -43,6 +51,11 @@ def become(rank: int, size: int, port: int) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+
+
+def become(rank: int, size: int, port: int) -> None:
+    """A process that torchrun has started."""
+    os.environ |= told_of_itself(rank, size, port)
 
 
 def start(

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from smet_train.config.schema import Config
-from tests.distributed.ranks import FOUR, LONG, apart, in_double_precision, losses, train, weights
+from smet_train.tracking.jsonl import read_events
+from tests.distributed.ranks import FOUR, LONG, LONG_STEPS, apart, in_double_precision, losses, train, weights
 
 QuickConfig = Callable[..., Config]
 
@@ -22,18 +23,20 @@ def alone(quick_config: QuickConfig, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.mark.parametrize("size", [2, 4])
 def test_in_single_precision_to_rounding(quick_config: QuickConfig, tmp_path: Path, alone: Path, size: int) -> None:
     train(quick_config(*LONG, *FOUR), tmp_path, size)
-    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-5)
-    assert losses(tmp_path, "eval") == pytest.approx(losses(alone, "eval"), rel=1e-5)
-    assert apart(weights(tmp_path, 200), weights(alone, 200)) < 1e-4
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-6)
+    assert losses(tmp_path, "eval") == pytest.approx(losses(alone, "eval"), rel=1e-6)
+    assert apart(weights(tmp_path, LONG_STEPS), weights(alone, LONG_STEPS)) < 3e-5
 
 
 @pytest.mark.slow
 def test_in_double_precision_to_a_ten_billionth(quick_config: QuickConfig, tmp_path: Path) -> None:
     for size in (1, 2, 4):
         train(quick_config(*LONG, *FOUR), tmp_path / str(size), size, in_double_precision)
+    moves = [event for event in read_events(tmp_path / "1" / "metrics.jsonl") if event["event"] == "topology"]
+    assert sum(move["grown"] > 0 for move in moves) == 5
     for size in (2, 4):
         assert losses(tmp_path / str(size)) == pytest.approx(losses(tmp_path / "1"), abs=1e-10)
-        assert apart(weights(tmp_path / str(size), 200), weights(tmp_path / "1", 200)) < 1e-10
+        assert apart(weights(tmp_path / str(size), LONG_STEPS), weights(tmp_path / "1", LONG_STEPS)) < 1e-10
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def test_sparse_layers_send_their_density_of_what_they_send_dense(
     header = next(event for event in read_events(folders[0] / "metrics.jsonl") if event["event"] == "run")
     layers = 2 * (4 * 128 * 128 + 3 * 128 * 256)
     rest = 4 * (header["parameters_dense_equivalent"] - layers)
+    assert len(sent(folders[0])) == 6
     for sparse, dense in zip(sent(folders[0]), sent(folders[1]), strict=True):
         assert (sparse - rest) / (4 * layers) <= density + 0.01
         assert dense >= rest + 4 * layers
@@ -66,6 +67,7 @@ def test_the_gradients_that_count_are_those_that_torch_sends(
     header = next(event for event in read_events(tmp_path / "run" / "metrics.jsonl") if event["event"] == "run")
     gradients = 4 * header["parameters_active"]
     assert sum(map(int, counted.read_text().split())) == 2 * 6 * gradients  # of both
+    assert len(sent(tmp_path / "run")) == 6
     assert all(gradients < step < 1.02 * gradients + 1000 * accumulated for step in sent(tmp_path / "run"))
 
 

@@ -6,13 +6,17 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from smet_train import job
 from smet_train.config.schema import Config
+from smet_train.tracking.console import open_console
 from smet_train.tracking.jsonl import read_events
 from smet_train.train import step
 from smet_train.train.processes import Processes
@@ -35,12 +39,19 @@ from tests.faults.trials import digest
 QuickConfig = Callable[..., Config]
 
 
+@pytest.fixture(scope="module")
+def alone(quick_config: QuickConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(quick_config(*FOUR), folder, 1, in_double_precision)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2, 4])
-def test_in_any_other_number_of_processes(quick_config: QuickConfig, tmp_path: Path, first: int) -> None:
+def test_in_any_other_number_of_processes(quick_config: QuickConfig, tmp_path: Path, alone: Path, first: int) -> None:
     whole, half = quick_config(*FOUR), quick_config(*FOUR, "train.steps=3")
     half.topology.stop_at = whole.topology.stop_at
-    train(whole, tmp_path / "whole", 1, in_double_precision)
     for second in (1, 2, 4):
         folder = tmp_path / str(second)
         train(half, folder, first, in_double_precision)
@@ -50,16 +61,26 @@ def test_in_any_other_number_of_processes(quick_config: QuickConfig, tmp_path: P
         events = read_events(folder / "metrics.jsonl")
         assert [event["step"] for event in events if event["event"] == "train"] == [1, 2, 3, 4, 5, 6]
         assert [event["tokens"] for event in events if event["event"] == "train"][-1] == 6 * 4 * 32
-        at = (tmp_path / "whole" / "checkpoints/step_00000006/state.json").read_text()
+        at = (alone / "checkpoints/step_00000006/state.json").read_text()
         here = (folder / "checkpoints/step_00000006/state.json").read_text()
         assert position(here) == position(at)
 
 
-@pytest.mark.slow
+def tell_aloud() -> None:
+    """What is told of a finished run goes where errors go too."""
+    tell_finished = job.tell_finished
+
+    def tell(console: Console, *given: Any) -> None:
+        tell_finished(console if console.quiet else open_console(), *given)
+
+    patched("smet_train.job.tell_finished", tell)
+
+
 def test_a_finished_run_is_told_whatever_its_folder_is_called(quick_config: QuickConfig, tmp_path: Path) -> None:
-    config = quick_config("train.steps=1", "train.eval_interval=0")
-    for _ in range(2):
-        train(config, tmp_path / "a[" / "b]", 2)
+    config, folder = quick_config("train.steps=1", "train.eval_interval=0"), tmp_path / "a[" / "b]"
+    for times in (0, 1):
+        train(config, folder, 2, tell_aloud)
+        assert said(folder).count(f"This run is finished at step 1: {folder}\n") == times
 
 
 def position(state: str) -> object:
@@ -67,19 +88,32 @@ def position(state: str) -> object:
     return json.loads(state)["data"]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(quick_config: QuickConfig, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a run of two processes that nothing has happened to."""
+
+    @cache
+    def make(*overrides: str) -> Path:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        train(quick_config(*overrides), folder, 2)
+        return folder
+
+    return make
+
+
 @pytest.mark.parametrize("asked", [0, 1])
 def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_bit_for_bit(
-    quick_config: QuickConfig, tmp_path: Path, asked: int
+    quick_config: QuickConfig, undisturbed: Callable[..., Path], tmp_path: Path, asked: int
 ) -> None:
-    config = quick_config("checkpoint.interval=0", "train.micro_batch_size=1")
-    train(config, tmp_path / "whole", 2)
+    settings = ("checkpoint.interval=0", "train.micro_batch_size=1")
+    config = quick_config(*settings)
     folder = tmp_path / "stopped"
     statuses = end(start(config, folder, 2, of={asked: partial(stop_after, 2, signal.SIGUSR1)}))
     assert statuses == [0, 0], said(folder)
     [ended] = [event for event in read_events(folder / "metrics.jsonl") if event["event"] == "end"]
     assert (ended["step"], ended["reason"]) == (3, "SIGUSR1")
     train(config, folder, 2)
-    assert digest(folder, 6) == digest(tmp_path / "whole", 6)
+    assert digest(folder, 6) == digest(undisturbed(*settings), 6)
 
 
 def signal_as_they_ask(at_call: int) -> None:
@@ -136,10 +170,9 @@ def test_layers_that_shrink_and_probes_with_dropout_go_on_bit_for_bit(
 
 @pytest.mark.parametrize("dead", [0, 1])
 def test_when_one_process_is_killed_the_others_say_so_and_end(
-    quick_config: QuickConfig, tmp_path: Path, dead: int
+    quick_config: QuickConfig, undisturbed: Callable[..., Path], tmp_path: Path, dead: int
 ) -> None:
     config = quick_config("train.micro_batch_size=1")
-    train(config, tmp_path / "whole", 2)
     folder = tmp_path / "killed"
     processes = start(config, folder, 2, of={dead: partial(die_in_step, 5)})
     processes[dead].join()
@@ -150,7 +183,7 @@ def test_when_one_process_is_killed_the_others_say_so_and_end(
     assert statuses[1 - dead] == 1
     assert re.search("smet-train: another process of this run has ended", said(folder))
     train(config, folder, 2)
-    assert digest(folder, 6) == digest(tmp_path / "whole", 6)
+    assert digest(folder, 6) == digest(undisturbed("train.micro_batch_size=1"), 6)
 
 
 def spoil_loss(number: int) -> None:

@@ -19,7 +19,7 @@ class Call:
 
 
 class RecordingDisk(Disk):
-    """Does every call, and notes it."""
+    """Does every call, and notes it; flushes are noted alone, because the machine that loses power is made up."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -31,7 +31,7 @@ class RecordingDisk(Disk):
 
     def sync(self, path: Path) -> None:
         self.calls.append(Call("sync", path))
-        super().sync(path)
+        path.stat()
 
     def rename(self, path: Path, target: Path) -> None:
         self.calls.append(Call("rename", path, target))

@@ -4,6 +4,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,17 +69,23 @@ def test_the_table_is_written_where_there_is_no_folder_yet(tmp_path: Path) -> No
     assert json.loads((tmp_path / "outputs" / "faults.json").read_text())["campaigns"] == [row]
 
 
-def hang() -> None:
+def hang(begun: Path) -> None:
+    begun.touch()
     time.sleep(600)
 
 
 def test_a_process_that_hangs_fails_the_test_and_says_where_it_was(
     quick_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trials, "_LONGEST_S", 8)
-    processes = [trials.start(quick_config(), tmp_path / name, hang) for name in ("one", "other")]
-    with pytest.raises(AssertionError, match="still running after 8 s; its console.log says where"):
+    monkeypatch.setattr(trials, "_LONGEST_S", 0.1)
+    names = ("one", "other")
+    processes = [
+        trials.start(quick_config(), tmp_path / name, partial(hang, tmp_path / f"{name} hangs")) for name in names
+    ]
+    while not all((tmp_path / f"{name} hangs").exists() for name in names):
+        time.sleep(0.01)
+    with pytest.raises(AssertionError, match=r"still running after 0\.1 s; its console.log says where"):
         ranks.end(processes)
-    for process, name in zip(processes, ("one", "other"), strict=True):
+    for process, name in zip(processes, names, strict=True):
         assert process.exitcode == -signal.SIGABRT
         assert "in hang" in trials.output(tmp_path / name)

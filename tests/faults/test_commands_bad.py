@@ -1,6 +1,5 @@
 """Commands with a mistake: one message of at most three lines that says what to write, and nothing is made."""
 
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from smet_train.config.fields import leaves, spell
 from smet_train.config.paths import with_absolute_paths
 from smet_train.config.plain import save_config
 from smet_train.config.schema import Config
+from tests import forked
 from tests.faults.command_line import Outcome, call, failure, files_in
 from tests.faults.conftest import Campaign, CampaignMaker
 
@@ -389,7 +389,7 @@ def test_a_bad_command_in_a_process_of_its_own(campaign: CampaignMaker, mistakes
 def call_process(words: list[str], folder: Path) -> Outcome:
     before, started_s = files_in(folder), time.perf_counter()
     command = [sys.executable, "-m", LAUNCHERS[words[0]], *words[1:]]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    done = forked.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
     wall_s = time.perf_counter() - started_s
     return Outcome(done.returncode, done.stderr, sorted(files_in(folder) - before), wall_s)
 

@@ -1,10 +1,11 @@
 """Sources that change between two starts of a run: found before the first step, the file named."""
 
+import copy
 import gzip
 import os
 import shutil
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,7 @@ class Subject:
         self.config = quick_config(*settings, f"train.steps={STEPS}", *write_source_of(kind, self.corpus))
         assert run(self.config, folder / "run", *self.hooks) == 0, output(folder / "run")
         self.config.train.steps = 2 * STEPS
+        self.asked = copy.deepcopy(self.config)
         shutil.copytree(self.corpus, folder / "kept")
         shutil.copytree(folder / "run", folder / "kept run")
 
@@ -123,6 +125,7 @@ class Subject:
         return max(event["step"] for event in trace(self.folder / "run") if event["event"] == "train")
 
     def restore(self) -> None:
+        self.config = copy.deepcopy(self.asked)
         for name, kept in (("corpus", "kept"), ("run", "kept run")):
             shutil.rmtree(self.folder / name)
             shutil.copytree(self.folder / kept, self.folder / name)
@@ -134,16 +137,20 @@ def write_source_of(kind: str, corpus: Path) -> list[str]:
     )  # fmt: skip
 
 
-@pytest.fixture
-def subject(quick_config: QuickConfig, tmp_path: Path) -> Callable[[str], Subject]:
-    made: dict[str, Subject] = {}
+@pytest.fixture(scope="module")
+def subject(quick_config: QuickConfig, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subject]:
+    """The subject of a kind, as it was when it had been trained."""
+    folder = tmp_path_factory.mktemp("subjects")
 
+    @cache
     def make(kind: str) -> Subject:
-        if kind not in made:
-            made[kind] = Subject(kind, quick_config, tmp_path / kind)
-        return made[kind]
+        return Subject(kind, quick_config, folder / kind)
 
-    return make
+    def restored(kind: str) -> Subject:
+        make(kind).restore()
+        return make(kind)
+
+    return restored
 
 
 def test_changed_sources(campaign: Any, subject: Callable[[str], Subject]) -> None:
@@ -159,7 +166,6 @@ def test_changed_sources(campaign: Any, subject: Callable[[str], Subject]) -> No
             elif name not in told.splitlines()[-1] or "Traceback" in told:
                 wrong = f"{name} is not named: {told}"
             tally.note(wrong and f"{kind}, {change.__name__}: {wrong}")
-            tried.restore()
 
 
 @pytest.mark.parametrize("change", [append, delete, add, rename])

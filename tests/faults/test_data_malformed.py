@@ -226,18 +226,18 @@ def test_malformed_inputs(campaign: Any, tmp_path: Path, on_bad: str) -> None:
 
 @pytest.mark.parametrize("way", ["skip in another folder", "mend the file"])
 def test_a_run_that_a_bad_line_has_ended_goes_on(quick_config: Callable[..., Config], tmp_path: Path, way: str) -> None:
-    lines = [json.dumps({"text": text}) for text in make_documents(200)]
+    lines = [json.dumps({"text": text}) for text in make_documents(70)]
     corpus = tmp_path / "a.jsonl"
-    corpus.write_text("\n".join([*lines[:180], "broken", *lines[180:]]))
+    corpus.write_text("\n".join([*lines[:60], "broken", *lines[60:]]))
     settings = [
         "model.layers=1", "data=jsonl", f"data.files=['{corpus}']", "data.text_unit=paragraph",
         "data.shuffle_documents=10", "data.prefetch_batches=2", "data.tokenizer.train_bytes=5000",
-        "train.eval_windows=1", "tracking.probe_windows=0", "train.steps=120",
-        "train.eval_interval=0", "topology.interval=50",
+        "train.eval_windows=1", "tracking.probe_windows=0", "train.steps=40",
+        "train.eval_interval=0", "topology.interval=15",
     ]  # fmt: skip
     first = tmp_path / "first"
     assert run(quick_config(*settings), first) == 2, output(first)
-    assert f"{corpus} line 181: it is not JSON" in output(first)
+    assert f"{corpus} line 61: it is not JSON" in output(first)
     (saved,) = [path for path in (first / "checkpoints").iterdir() if path.name.startswith("step_")][-1:]
     assert saved.name > "step_00000002"
     if way == "mend the file":
@@ -247,4 +247,4 @@ def test_a_run_that_a_bad_line_has_ended_goes_on(quick_config: Callable[..., Con
         folder = tmp_path / "second"
         config = quick_config(*settings, "data.on_bad=skip", f"checkpoint.resume='{saved}'")
     assert run(config, folder) == 0, output(folder)
-    assert max(event["step"] for event in trace(folder) if event["event"] == "train") == 120
+    assert max(event["step"] for event in trace(folder) if event["event"] == "train") == 40

@@ -15,6 +15,7 @@ import pytest
 
 from smet_train.errors import CheckpointError
 from smet_train.train.lock import run_folder_lock
+from tests import forked
 from tests.faults.conftest import CampaignMaker
 
 NAME = "two processes in one run folder"
@@ -92,7 +93,7 @@ def command_race(folder: Path, quick: list[str], pause_s: float) -> str | None:
     command = [*PROCESS, *quick, "train.steps=100000", "train.eval_interval=0", f"hydra.run.dir={folder}"]
     racers = []
     for _ in range(2):
-        racers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+        racers.append(forked.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
         time.sleep(pause_s)
     try:
         deadline_s = time.monotonic() + 100

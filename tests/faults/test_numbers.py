@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -105,7 +106,7 @@ class Poison:
         return tensor
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def configure(quick_config: QuickConfig) -> Callable[..., Config]:
     def make(*overrides: str) -> Config:
         return quick_config(
@@ -121,13 +122,19 @@ def configure(quick_config: QuickConfig) -> Callable[..., Config]:
     return make
 
 
+@pytest.fixture(scope="module")
+def batches(configure: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The micro-batches of 14 steps, two in each, whatever rules a run follows."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(configure("train.steps=14"), folder, NoteBatches(folder / "batches.txt")) == 0, output(folder)
+    return (folder / "batches.txt").read_text(encoding="utf-8").split()
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_bad_numbers_reach_no_checkpoint(
-    configure: Callable[..., Config], tmp_path: Path, campaign: Any, policy: str
+    configure: Callable[..., Config], batches: list[str], tmp_path: Path, campaign: Any, policy: str
 ) -> None:
-    config, seen = configure(*POLICIES[policy]), tmp_path / "batches.txt"
-    assert run(config, tmp_path / "whole", NoteBatches(seen)) == 0
-    batches = seen.read_text(encoding="utf-8").split()
+    config = configure(*POLICIES[policy])
     with campaign("NaN or infinity: none in a checkpoint, kills around it exact", part=policy) as tally:
         for draw in tally.draws(few=1, every=20):
             place = PLACES[(tally.tried + list(POLICIES).index(policy)) % len(PLACES)]
@@ -214,29 +221,47 @@ class PoisonAndEnd(Poison):
 AROUND = ["train.max_bad_steps=1", "tracking.probe_windows=2", "tracking.spike_horizon_steps=3"]
 
 
+@pytest.fixture(scope="module")
+def passed_over(
+    configure: Callable[..., Config], batches: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Path]:
+    """The folder of a run that has passed over a step and was not stopped."""
+
+    @cache
+    def make(step: int) -> Path:
+        folder = tmp_path_factory.mktemp("passed_over") / "run"
+        poison = Poison("loss", math.nan, batches[2 * (step - 1)], 0.0)
+        assert run(configure(*AROUND), folder, poison) == 0, output(folder)
+        return folder
+
+    return make
+
+
 @pytest.mark.parametrize("step", [5, 6])
 @pytest.mark.parametrize("how", [PoisonAndStop, PoisonAndEnd])
 def test_a_run_that_ends_when_a_batch_was_passed_over_goes_on_behind_it(
-    configure: Callable[..., Config], tmp_path: Path, how: type[Poison], step: int
+    configure: Callable[..., Config],
+    batches: list[str],
+    passed_over: Callable[[int], Path],
+    tmp_path: Path,
+    how: type[Poison],
+    step: int,
 ) -> None:
-    config, seen = configure(*AROUND), tmp_path / "batches.txt"
-    assert run(config, tmp_path / "whole", NoteBatches(seen)) == 0, output(tmp_path / "whole")
-    bad = (math.nan, seen.read_text(encoding="utf-8").split()[2 * (step - 1)], 0.0)
-    assert run(config, tmp_path / "whole bad", Poison("loss", *bad)) == 0, output(tmp_path / "whole bad")
-    folder = tmp_path / "stopped"
-    assert run(config, folder, how("loss", *bad)) == (0 if how is PoisonAndStop else 1), output(folder)
+    config, folder = configure(*AROUND), tmp_path / "stopped"
+    poison = how("loss", math.nan, batches[2 * (step - 1)], 0.0)
+    assert run(config, folder, poison) == (0 if how is PoisonAndStop else 1), output(folder)
     assert checkpoint_steps(folder / "checkpoints")[-1] == step - 1
     assert run(config, folder) == 0, output(folder)
-    assert difference(folder, tmp_path / "whole bad", STEPS) is None
+    assert difference(folder, passed_over(step), STEPS) is None
     (line,) = (folder / "incidents.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["action"] == "passed over"
 
 
-def test_bad_steps_before_and_after_a_stop_are_in_a_row(configure: Callable[..., Config], tmp_path: Path) -> None:
-    config, seen = configure(*AROUND), tmp_path / "batches.txt"
-    assert run(config, tmp_path / "whole", NoteBatches(seen)) == 0, output(tmp_path / "whole")
-    first, second = seen.read_text(encoding="utf-8").split()[8:12:2]
-    folder = tmp_path / "stopped"
+def test_bad_steps_before_and_after_a_stop_are_in_a_row(
+    configure: Callable[..., Config], batches: list[str], tmp_path: Path
+) -> None:
+    config, folder = configure(*AROUND), tmp_path / "stopped"
+    first, second = batches[8:12:2]
     assert run(config, folder, PoisonAndStop("loss", math.nan, first, 0.0)) == 0, output(folder)
     assert run(config, folder, Poison("loss", math.nan, second, 0.0)) == 0, output(folder)
     lines = (folder / "incidents.jsonl").read_text(encoding="utf-8").splitlines()
@@ -246,11 +271,11 @@ def test_bad_steps_before_and_after_a_stop_are_in_a_row(configure: Callable[...,
     ]
 
 
-def test_without_a_checkpoint_there_is_nothing_to_go_back_to(configure: Callable[..., Config], tmp_path: Path) -> None:
-    config, seen = configure("train.max_bad_steps=0"), tmp_path / "batches.txt"
-    assert run(config, tmp_path / "whole", NoteBatches(seen)) == 0
-    first = seen.read_text(encoding="utf-8").split()[0]
-    assert run(config, tmp_path / "bad", Poison("loss", math.nan, first, 0.0)) == 1
+def test_without_a_checkpoint_there_is_nothing_to_go_back_to(
+    configure: Callable[..., Config], batches: list[str], tmp_path: Path
+) -> None:
+    config = configure("train.max_bad_steps=0")
+    assert run(config, tmp_path / "bad", Poison("loss", math.nan, batches[0], 0.0)) == 1
     assert "step 1: the loss is nan, and there is no checkpoint to go back to; lower optimizer.lr" in output(
         tmp_path / "bad"
     )
@@ -290,12 +315,11 @@ class PoisonProbe(Poison):
 )
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_the_topology_stays_where_its_gradient_is_not_finite(
-    configure: Callable[..., Config], tmp_path: Path, rules: list[str], bad: float
+    configure: Callable[..., Config], batches: list[str], tmp_path: Path, rules: list[str], bad: float
 ) -> None:
     """In the first batch of step 5, before which the topology would move; also killed around it."""
-    config, seen = configure(*rules), tmp_path / "batches.txt"
-    assert run(config, tmp_path / "whole", NoteBatches(seen)) == 0, output(tmp_path / "whole")
-    poison = PoisonProbe("loss", bad, seen.read_text(encoding="utf-8").split()[2 * 4], 0.0)
+    config = configure(*rules)
+    poison = PoisonProbe("loss", bad, batches[2 * 4], 0.0)
     folder, killed = tmp_path / "bad", tmp_path / "killed"
     assert run(config, folder, poison) == 0, output(folder)
     incidents = [json.loads(line) for line in (folder / "incidents.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -317,12 +341,11 @@ def test_the_topology_stays_where_its_gradient_is_not_finite(
 
 @pytest.mark.parametrize("method", ["smet", "gmp"])
 def test_a_weight_that_went_bad_before_the_topology_moves_goes_back(
-    configure: Callable[..., Config], tmp_path: Path, method: str
+    configure: Callable[..., Config], batches: list[str], tmp_path: Path, method: str
 ) -> None:
-    config, seen = configure(f"method={method}", "train.max_bad_steps=1"), tmp_path / "batches.txt"
-    assert run(config, tmp_path / "whole", NoteBatches(seen)) == 0, output(tmp_path / "whole")
+    config = configure(f"method={method}", "train.max_bad_steps=1")
     # the last batch of step 4, and a parameter of a sparse layer
-    poison = Poison("moment", math.nan, seen.read_text(encoding="utf-8").split()[2 * 4 - 1], 0.2)
+    poison = Poison("moment", math.nan, batches[2 * 4 - 1], 0.2)
     assert run(config, tmp_path / "bad", poison) == 0, output(tmp_path / "bad")
     lines = (tmp_path / "bad" / "incidents.jsonl").read_text(encoding="utf-8").splitlines()
     actions = [json.loads(line)["action"] for line in lines]
@@ -330,10 +353,10 @@ def test_a_weight_that_went_bad_before_the_topology_moves_goes_back(
     assert actions[2].startswith("going back to step_00000003")
 
 
-def test_a_rise_of_the_loss_is_passed_over(configure: Callable[..., Config], tmp_path: Path) -> None:
-    config, seen = configure("train.max_loss_rise=2", "train.steps=14"), tmp_path / "batches.txt"
-    assert run(config, tmp_path / "whole", NoteBatches(seen)) == 0
-    last = seen.read_text(encoding="utf-8").split()[-1]
-    assert run(config, tmp_path / "risen", Poison("loss", 3.0, last, 0.0)) == 0, output(tmp_path / "risen")
+def test_a_rise_of_the_loss_is_passed_over(
+    configure: Callable[..., Config], batches: list[str], tmp_path: Path
+) -> None:
+    config = configure("train.max_loss_rise=2", "train.steps=14")
+    assert run(config, tmp_path / "risen", Poison("loss", 3.0, batches[-1], 0.0)) == 0, output(tmp_path / "risen")
     (line,) = (tmp_path / "risen" / "incidents.jsonl").read_text(encoding="utf-8").splitlines()
     assert "more than train.max_loss_rise=2 above" in json.loads(line)["what"]

@@ -1,5 +1,6 @@
 """Signals in every phase of a run, once and twice: saved at a step's end or ended at once, and exact afterwards."""
 
+import copy
 import importlib
 import os
 import signal
@@ -62,7 +63,7 @@ class Signal:
         setattr(place, name, enter)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def configure(quick_config: QuickConfig) -> Callable[[Path], Config]:
     def make(cache_dir: Path) -> Config:
         return quick_config(
@@ -79,15 +80,37 @@ def configure(quick_config: QuickConfig) -> Callable[[Path], Config]:
     return make
 
 
+@pytest.fixture(scope="module")
+def cached(configure: Callable[[Path], Config], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The configuration with a cache of its own."""
+    return configure(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def whole(cached: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that got no signal; what it has prepared is in the cache."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert run(cached, folder) == 0, output(folder)
+    return folder
+
+
+# One signal after the other from phase to phase, so that those tried in the short form have all of them.
+TRIALS = [
+    (phase, SIGNALS[(number + turn) % len(SIGNALS)])
+    for number, phase in enumerate(PHASES)
+    for turn in range(len(SIGNALS))
+]
+
+
 @pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
-def test_a_signal_in_any_phase(configure: Callable[[Path], Config], tmp_path: Path, campaign: Any, times: int) -> None:
-    whole, cached = tmp_path / "whole", configure(tmp_path / "cache")
-    assert run(cached, whole) == 0, output(whole)
+def test_a_signal_in_any_phase(
+    configure: Callable[[Path], Config], cached: Config, whole: Path, tmp_path: Path, campaign: Any, times: int
+) -> None:
     name = "a signal saves and ends, resumed: exact" if times == 1 else "two signals end at once, resumed: exact"
     with campaign(name, unit="s from signal to exit") as tally:
-        for phase, number in tally.some([(phase, number) for phase in PHASES for number in SIGNALS], few=4):
+        for phase, number in tally.some(TRIALS, few=4):
             folder, sent = tmp_path / f"{phase} {number.name}", tmp_path / "sent"
-            config = configure(folder / "cache" if phase == "tokenizer training" else tmp_path / "cache")
+            config = configure(folder / "cache") if phase == "tokenizer training" else cached
             sent.unlink(missing_ok=True)
             status = run(config, folder, Signal(phase, number, times, sent))
             took_s = time.monotonic() - float(sent.read_text(encoding="utf-8"))
@@ -95,9 +118,8 @@ def test_a_signal_in_any_phase(configure: Callable[[Path], Config], tmp_path: Pa
             tally.note(wrong and f"{phase}, {number.name}: {wrong}", took_s)
 
 
-def test_a_signal_at_any_moment(configure: Callable[[Path], Config], tmp_path: Path, campaign: Any) -> None:
-    whole, config = tmp_path / "whole", configure(tmp_path / "cache")
-    assert run(config, whole) == 0, output(whole)
+def test_a_signal_at_any_moment(cached: Config, whole: Path, tmp_path: Path, campaign: Any) -> None:
+    config = cached
     started_s = time.monotonic()
     assert run(config, tmp_path / "again") == 0
     longest_s = time.monotonic() - started_s
@@ -140,12 +162,10 @@ def went_on(config: Config, folder: Path, whole: Path) -> str | None:
     return difference(folder, whole, STEPS)
 
 
-def test_a_time_budget_ends_a_run_as_a_signal_does(configure: Callable[[Path], Config], tmp_path: Path) -> None:
-    config = configure(tmp_path / "cache")
-    assert run(config, tmp_path / "whole") == 0
+def test_a_time_budget_ends_a_run_as_a_signal_does(cached: Config, whole: Path, tmp_path: Path) -> None:
+    config = copy.deepcopy(cached)
     config.train.max_hours = 1e-9
     assert run(config, tmp_path / "short") == 0, output(tmp_path / "short")
     last = trace(tmp_path / "short")[-1]
     assert (last["event"], last["reason"]) == ("end", "train.max_hours")
-    config.train.max_hours = None
-    assert went_on(config, tmp_path / "short", tmp_path / "whole") is None
+    assert went_on(cached, tmp_path / "short", whole) is None

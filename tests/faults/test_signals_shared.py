@@ -76,7 +76,17 @@ def after_a_signal(folder: Path, statuses: list[int], _asked: tuple[int, ...]) -
     return None
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.fixture(scope="module")
+def undisturbed(
+    request: pytest.FixtureRequest, quick_config: QuickConfig, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Config, Path]:
+    """How the processes share the run, its configuration, and the folder of one that got no signal."""
+    config, whole = quick_config(*SETTINGS, f"train.parallel={request.param}"), tmp_path_factory.mktemp("whole") / "run"
+    train(config, whole, 2)
+    return request.param, config, whole
+
+
+@pytest.mark.parametrize("undisturbed", ["ddp", "fsdp"], indirect=True, scope="module")
 @pytest.mark.parametrize(
     ("number", "whom", "wrong", "name"),
     [
@@ -92,17 +102,15 @@ def after_a_signal(folder: Path, statuses: list[int], _asked: tuple[int, ...]) -
     ids=["SIGTERM", "SIGKILL"],
 )  # fmt: skip
 def test_a_signal_between_any_two_exchanges(
-    quick_config: QuickConfig,
+    undisturbed: tuple[str, Config, Path],
     tmp_path: Path,
     campaign: Any,
     number: int,
     whom: list[tuple[int, ...]],
     wrong: Callable[[Path, list[int], tuple[int, ...]], str | None],
     name: str,
-    parallel: str,
 ) -> None:
-    config, whole = quick_config(*SETTINGS, f"train.parallel={parallel}"), tmp_path / "whole"
-    train(config, whole, 2)
+    parallel, config, whole = undisturbed
     with campaign(name, part=parallel) as tally:
         for draw in tally.draws(few=1, every=8):
             folder, exchange = tmp_path / str(tally.tried), draw.randint(1, N_EXCHANGES)

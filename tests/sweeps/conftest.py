@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # A job's script is run at once, an array's once for each of its numbers; what SLURM says of a job is in its state file.
@@ -72,6 +74,21 @@ touch "$CLUSTER/$2.requeue"
 """,
 }
 
+# Smet-train whose launcher submitit_local starts forks: what watches a job, the job, and so the run.
+_DRIVER = """
+import runpy, types
+from submitit.core import core
+from submitit.local import local
+from smet_train import offspring
+
+def start(command, **more):
+    return offspring.Popen([word for word in command if word != "-u"], **more)
+
+core.Job._results_timeout_s = 1  # for a file system that shows files late
+local.subprocess = types.SimpleNamespace(Popen=start)
+runpy.run_module("smet_train", run_name="__main__", alter_sys=True)
+"""
+
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
@@ -95,8 +112,8 @@ def smet_train(tmp_path: Path, environment: dict[str, str]) -> Callable[..., "su
     """Starts the command in ``tmp_path`` and does not wait."""
 
     def start(*arguments: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, "-m", "smet_train", *arguments],
+        return forked.Popen(
+            [sys.executable, "-c", _DRIVER, *arguments],
             cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 

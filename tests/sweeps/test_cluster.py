@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -13,11 +13,10 @@ import pytest
 from smet_train.tracking.jsonl import read_events
 from tests.documents import ROOT
 
-pytestmark = pytest.mark.slow
-
 Start = Callable[..., "subprocess.Popen[str]"]
 Table = Callable[[], dict[str, dict[str, str]]]
-CLUSTERS = pytest.mark.parametrize("cluster", ["local", "slurm"])
+# What SLURM runs is started by the shell.
+CLUSTERS = pytest.mark.parametrize("cluster", ["local", pytest.param("slurm", marks=pytest.mark.process)])
 
 
 @pytest.fixture
@@ -34,19 +33,20 @@ def wait_for(found: Callable[[], bool], process: "subprocess.Popen[str] | None" 
         time.sleep(0.05)
 
 
-def steps_done(root: Path) -> int:
-    """Of the only run below ``root``."""
-    found = [*root.glob("*/*/metrics.jsonl"), *root.glob("*/metrics.jsonl")]
+def steps_done(root: Path, name: str = "*") -> int:
+    """Of the only run below ``root``, or of the job ``name`` of a sweep there."""
+    found = [*root.glob(f"*/{name}/metrics.jsonl"), *root.glob("*/metrics.jsonl")]
     return max((e["step"] for path in found for e in read_events(path) if e["event"] == "train"), default=0)
 
 
-def below(process: "subprocess.Popen[str]", word: str) -> Iterator[psutil.Process]:
-    """Descendants of ``process`` with ``word`` in their command lines."""
-    for child in psutil.Process(process.pid).children(recursive=True):
-        if word in child.cmdline():
-            yield child
+def local_job(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """What is there of the job that submitit runs on this machine, below a process that watches it, and of the run
+    below the job."""
+    jobs = [job for watching in psutil.Process(process.pid).children() for job in watching.children()]
+    return [*jobs, *(run for job in jobs for run in job.children())]
 
 
+@pytest.mark.slow
 @CLUSTERS
 def test_each_job_trains_in_its_own_folder_and_a_finished_one_is_not_repeated(
     cluster: str, smet_train: Start, table: Table, quick: list[str]
@@ -71,6 +71,7 @@ def test_each_job_trains_in_its_own_folder_and_a_finished_one_is_not_repeated(
     assert "finished at step 6" in (done / "console.log").read_text()
 
 
+@pytest.mark.slow
 @CLUSTERS
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2], ids=lambda number: number.name)
 def test_a_job_whose_time_is_over_saves_and_is_submitted_anew(
@@ -80,7 +81,7 @@ def test_a_job_whose_time_is_over_saves_and_is_submitted_anew(
     root = tmp_path / "multirun"
     wait_for(lambda: steps_done(root) > 5, process)
     if cluster == "local":
-        (job,) = below(process, "submitit.core._submit")
+        job, _ = local_job(process)
         pid = job.pid
     else:
         pid = int((tmp_path / "cluster" / "100.pid").read_text())
@@ -95,13 +96,14 @@ def test_a_job_whose_time_is_over_saves_and_is_submitted_anew(
     assert [row["status"] for row in table().values()] == ["stopped"]
 
 
+@pytest.mark.slow
 @CLUSTERS
 def test_a_stopped_sweep_has_its_jobs_save_and_starts_no_further_one(
     cluster: str, smet_train: Start, table: Table, long_run: list[str], tmp_path: Path
 ) -> None:
     process = smet_train("-m", *long_run, "seed=1,2", f"hydra/launcher=submitit_{cluster}")
     root = tmp_path / "multirun"
-    wait_for(lambda: steps_done(root) > 5, process)
+    wait_for(lambda: steps_done(root, "seed=1") > 5, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM, output
@@ -114,12 +116,11 @@ def test_a_stopped_sweep_has_its_jobs_save_and_starts_no_further_one(
         ]
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_is_listed_and_the_others_go_on(smet_train: Start, table: Table, quick: list[str]) -> None:
     process = smet_train("-m", *quick, "seed=1,2", "hydra/launcher=submitit_local")
-    wait_for(lambda: any(below(process, "submitit.core._submit")), process)
-    job = next(below(process, "submitit.core._submit"))
-    wait_for(lambda: any(word == "smet_train" for child in job.children() for word in child.cmdline()), process)
-    for doomed in [*job.children(), job]:
+    wait_for(lambda: len(local_job(process)) == 2, process)
+    for doomed in reversed(local_job(process)):
         doomed.kill()
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 1, output
@@ -128,9 +129,12 @@ def test_a_job_that_is_killed_is_listed_and_the_others_go_on(smet_train: Start, 
     assert "has not produced any output" in rows["seed=1"]["error"]
 
 
+@pytest.mark.slow
 def test_the_settings_of_the_cluster_are_sbatchs(
     smet_train: Start, quick: list[str], tmp_path: Path, table: Table
 ) -> None:
+    fails = '#!/bin/bash\necho $$ >"$CLUSTER/$SLURM_JOB_ID.pid"\nexit 1\n'
+    (tmp_path / "bin" / "srun").write_text(fails)  # as what it would start does
     settings = ["partition=gpu", "timeout_min=90", "requeue=false", "setup_commands=[echo ready]", "mem_gb=4"]
     words = [f"hydra.launcher.{setting}" for setting in settings]
     words += ["+hydra.launcher.additional_parameters={mail-type: END}"]
@@ -148,6 +152,8 @@ def test_the_settings_of_the_cluster_are_sbatchs(
     assert [row["status"] for row in table().values()] == ["failed", "failed"]
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_the_script_of_a_run_saves_requeues_and_goes_on_until_it_is_finished(
     long_run: list[str], tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -173,6 +179,24 @@ def test_the_script_of_a_run_saves_requeues_and_goes_on_until_it_is_finished(
     assert start("sparsity.density=1.5").wait(timeout=100) == 2
 
 
+def test_the_script_of_a_run_passes_on_a_signal_and_the_exit_status(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    stands_for_it = (
+        '#!/bin/bash\ntrap "exit 0" USR1\n[ "$1" = wrong ] && exit 2\ntouch begun\nwhile :; do sleep 0.05; done\n'
+    )
+    (tmp_path / "bin" / "smet-train").write_text(stands_for_it)
+    command, job = ["bash", str(ROOT / "scripts" / "slurm_run.sh")], {**environment, "SLURM_JOB_ID": "7"}
+    with subprocess.Popen(command, cwd=tmp_path, env=job) as process:
+        wait_for((tmp_path / "begun").exists)
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(timeout=100) == 0
+    log = tmp_path / "cluster" / "log"
+    assert log.read_text() == "scontrol requeue 7\n"
+    assert subprocess.run([*command, "wrong"], cwd=tmp_path, env=job, check=False).returncode == 2
+    assert log.read_text() == "scontrol requeue 7\n"
+
+
 @pytest.mark.parametrize(("typed", "folder"), [([], "outputs/slurm-7"), (["hydra.run.dir=mine"], "mine")])
 def test_the_script_of_a_fresh_run_goes_on_with_it(
     typed: list[str], folder: str, tmp_path: Path, environment: dict[str, str]
@@ -190,6 +214,8 @@ def test_the_script_of_a_fresh_run_goes_on_with_it(
     assert words("seed=1", restarts="2") == ["seed=1", *typed]
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_the_script_of_a_sweep_submits_its_jobs(
     quick: list[str], tmp_path: Path, environment: dict[str, str], table: Table
 ) -> None:

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from hydra_plugins.smet_launcher._job import JobProcess
 from smet_train.config.launch import launch
 from smet_train.config.schema import Config
 from smet_train.errors import ConfigError, SmetError
+from tests import forked
 
 SEARCH = ["-m", "hydra/sweeper=optuna", "optimizer.lr=tag(log, interval(1e-4, 1e-2))", "sparsity.density=0.1,0.2"]
 
@@ -189,7 +189,7 @@ def test_the_same_search_at_the_same_time_is_refused_and_the_first_goes_on(jobs:
     def search_too(_count: int) -> bool:
         if len(jobs.ran) == 1:
             command = [sys.executable, "-m", "smet_train", *SEARCH, "hydra.sweeper.n_trials=2"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+            done = forked.run(command, capture_output=True, text=True, timeout=100)
             told.append((done.returncode, done.stderr))
         return False
 
@@ -207,7 +207,7 @@ def test_the_same_search_at_the_same_time_is_refused_and_the_first_goes_on(jobs:
 def test_trials_train(tmp_path: Path, quick: list[str]) -> None:
     command = [sys.executable, "-m", "smet_train", *SEARCH, *quick, "hydra.sweeper.n_trials=3"]
     command += ["hydra.sweeper.n_jobs=3", "hydra.launcher.n_jobs=2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    done = forked.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     (sweep,) = (tmp_path / "multirun").iterdir()
     assert len(list(sweep.glob("*/checkpoints/step_00000006"))) == 3

@@ -1,7 +1,7 @@
 """SparseLinear under SmetAdamW is a dense layer with masked weight and masked gradient, in fp64, across updates."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ LR, BETA1, BETA2, EPS, DECAY = 0.02, 0.9, 0.999, 1e-8, 0.05
 INTERVAL, STEPS = 10, 40
 
 
-@dataclass
+@dataclass(frozen=True)
 class Method:
     local_step: bool
     warmup_steps: int
@@ -45,21 +45,25 @@ def preset(name: str, *overrides: str, micro_batches: int = 1) -> Method:
 
 
 METHODS = {
-    **{name: preset(name) for name in ("smet", "set", "static", "rigl", "smet_rigl")},
-    "smet without warm-up": preset("smet", "optimizer.regrow_warmup_steps=0"),
-    "warm-up alone": preset("smet", "optimizer.local_step=false"),
-    "smet_rigl over micro-batches": preset("smet_rigl", micro_batches=3),
-    "mest": preset("smet", "topology.drop=magnitude_and_gradient"),
-    "mest and gradient over micro-batches": preset("rigl", "topology.drop=magnitude_and_gradient", micro_batches=2),
+    **{name: partial(preset, name) for name in ("smet", "set", "static", "rigl", "smet_rigl")},
+    "smet without warm-up": partial(preset, "smet", "optimizer.regrow_warmup_steps=0"),
+    "warm-up alone": partial(preset, "smet", "optimizer.local_step=false"),
+    "smet_rigl over micro-batches": partial(preset, "smet_rigl", micro_batches=3),
+    "mest": partial(preset, "smet", "topology.drop=magnitude_and_gradient"),
+    "mest and gradient over micro-batches": partial(
+        preset, "rigl", "topology.drop=magnitude_and_gradient", micro_batches=2
+    ),
 }
 
 
+@cache
+def method_of(name: str) -> Method:
+    return METHODS[name]()
+
+
 def test_presets_differ_where_they_should() -> None:
-    told = {
-        name: (METHODS[name].local_step, METHODS[name].warmup_steps > 0, METHODS[name].moves, METHODS[name].grow)
-        for name in ("smet", "set", "static", "rigl", "smet_rigl")
-    }
-    assert told == {
+    methods = {name: method_of(name) for name in ("smet", "set", "static", "rigl", "smet_rigl")}
+    assert {name: (one.local_step, one.warmup_steps > 0, one.moves, one.grow) for name, one in methods.items()} == {
         "smet": (True, True, True, "random"),
         "set": (False, False, True, "random"),
         "static": (False, False, False, "random"),
@@ -152,7 +156,7 @@ def test_parameters_and_moments_follow_the_masked_dense_reference(
 ) -> None:
     """Blocks are dropped and grown by the sums over their weights, and share one age."""
     monkeypatch.setattr("smet_train.topology.candidates.CHUNK_WEIGHTS", 3 * COLUMNS)
-    method = METHODS[name]
+    method = method_of(name)
     torch.manual_seed(0)
     layout = Layout(ROWS, COLUMNS, ACTIVE // block**2, block)
     values = torch.randn(layout.values_shape, dtype=torch.float64)
