@@ -5,6 +5,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -123,13 +124,17 @@ class _Reader:
             daemon=True,
         )
         # Runs at exit too: a thread inside pyarrow or tokenizers while the interpreter is torn down prints noise.
-        self.stop = weakref.finalize(self, _stop, thread, stopping, windows)
+        self.stop = weakref.finalize(self, _stop, thread, stopping, windows, self.items)
         thread.start()
 
 
-def _stop(thread: threading.Thread, stopping: threading.Event, windows: TokenWindows) -> None:
+def _stop(
+    thread: threading.Thread, stopping: threading.Event, windows: TokenWindows, items: "queue.Queue[_Item]"
+) -> None:
     stopping.set()
     windows.end()
+    with suppress(queue.Empty):  # it may wait for room
+        items.get_nowait()
     thread.join()
 
 

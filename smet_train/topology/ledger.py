@@ -34,7 +34,8 @@ def topology_ledger(
     """
     if schedule is None or rules.prunes:
         return []
-    counts = {name: move_count(layer.layout, schedule.largest_fraction()) for name, layer in layers.items()}
+    largest = schedule.largest_fraction()
+    counts = {name: move_count(layer.layout, largest) for name, layer in layers.items()}
     grown = counts if rules.grow == "gradient" else dict.fromkeys(counts, 0)
     probe = 0
     if rules.needs_gradient and are_sharded(layers):
