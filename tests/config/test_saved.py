@@ -38,7 +38,7 @@ def named() -> Config:
     return compose(["data=hub", "data.name=x"])
 
 
-@hypothesis_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.sampled_from("a\\${}:'\" ,[]#=~"), min_size=1).filter(str.strip))
 def test_any_text_comes_back_as_it_was(run: Path, named: Config, text: str) -> None:
     named.data.name = text
