@@ -1,5 +1,7 @@
+# ruff: noqa: E402 (the collector rests and the environment is set before anything is imported)
 """What many tests need: a small corpus, a cache shared by the session, and configurations that train in a second."""
 
+import gc
 import os
 import random
 import sys
@@ -7,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+gc.disable()  # until all tests are imported
 
 # Before any test imports the libraries that read them: no test may reach a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,6 +26,12 @@ from tests import forked
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are read
+
+
+def pytest_collection_finish() -> None:
+    """Pass over what was imported for good, or each collection would look at a million objects."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

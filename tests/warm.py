@@ -1,8 +1,12 @@
-# ruff: noqa: F401 (imported is what they are for)
+# ruff: noqa: E402, F401 (imported is what they are for, while the collector rests)
 """Imported once by the fork server: everything that a command needs, so that a process of a test is a fork and no more.
 
 Nothing is computed here, because the threads that computing leaves behind don't survive a fork.
 """
+
+import gc
+
+gc.disable()  # until all is imported, and what was imported is passed over for good: forks then share its memory
 
 import datasets.packaged_modules.parquet.parquet
 import datasets.packaged_modules.text.text
@@ -33,3 +37,5 @@ import smet_train.sparse.backends.csr_kernels
 
 torch.set_num_threads(1)
 njit(lambda number: number + 1)(1)  # on one thread: loads what compiled functions are read with
+gc.freeze()
+gc.enable()
