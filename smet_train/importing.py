@@ -11,8 +11,8 @@ from contextlib import contextmanager
 def importing() -> Iterator[None]:
     """Import torch and transformers within it: the garbage collector rests.
 
-    An import makes a million objects that stay. The collector would look at them again and again, which takes an eighth
-    of the time of these imports (benchmarks/start_up.py). Afterwards it passes over them for good.
+    An import makes many objects that stay, and the collector would look at them again and again. Afterwards it passes
+    over them for good.
     """
     if not gc.isenabled():
         yield

@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import configure_log
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from smet_train import ranks
@@ -131,27 +132,38 @@ def _run_once(run: RunJob, arguments: Namespace, check: Callable[[Config], None]
     overrides = searching(arguments.overrides, _config_dir(arguments))
     with translated(), initialized():
         settings = hydra_compose(name, overrides)
-        config = to_config(settings)
-        validate(config)
-        _refuse_fresh_restarts(config)
-        folder = _output_folder(settings, "run")
-        if check is not None:
-            check(config)
-        check_writable(folder)
-        check_files(config, folder)
-        job = _Job(run, config)
-        new = NewFolder(folder)
-        with _folder_errors(folder, job), _errors_raised():
-            configure_log(settings.hydra.hydra_logging, settings.hydra.verbose)
-            hydra = GlobalHydra.instance().hydra
-            assert hydra is not None
-            vars(hydra)["compose_config"] = lambda **_: settings  # Hydra would do it all again
-            hydra.run(name, job, overrides)
+        sweeps = settings.hydra.mode == RunMode.MULTIRUN  # as a YAML file says
+        if not sweeps:
+            job, new = _run_composed(run, settings, name, overrides, check)
+    if sweeps:
+        return _hand_over(arguments, _check_sweep(arguments))
     if job.error is not None:
         if isinstance(job.error, SmetError) and job.error.exit_status == 2:
             new.remove_if_unused()
         raise job.error
     return job.status
+
+
+def _run_composed(
+    run: RunJob, settings: DictConfig, name: str, overrides: list[str], check: Callable[[Config], None] | None
+) -> tuple["_Job", NewFolder]:
+    config = to_config(settings)
+    validate(config)
+    _refuse_fresh_restarts(config)
+    folder = _output_folder(settings, "run")
+    if check is not None:
+        check(config)
+    check_writable(folder)
+    check_files(config, folder)
+    job = _Job(run, config)
+    new = NewFolder(folder)
+    with _folder_errors(folder, job), _errors_raised():
+        configure_log(settings.hydra.hydra_logging, settings.hydra.verbose)
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        vars(hydra)["compose_config"] = lambda **_: settings  # Hydra would do it all again
+        hydra.run(name, job, overrides)
+    return job, new
 
 
 def _follow(run: RunJob, arguments: Namespace) -> int:

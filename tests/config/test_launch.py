@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hydra_plugins.smet_launcher._job import JobProcess
 from smet_train.config.launch import launch, resume
 from smet_train.config.new_folder import NewFolder, check_writable
 from smet_train.config.plain import save_config
@@ -119,3 +120,22 @@ def test_resume_trains_in_the_folder_that_it_is_given(tmp_path: Path) -> None:
 def save_it(config: Config, folder: Path) -> int:
     save_config(config, folder / "config.yaml")
     return 0
+
+
+def test_a_yaml_file_may_ask_for_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 1,2\n"
+    (tmp_path / "experiment" / "both.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    ran: list[str] = []
+
+    def run(process: JobProcess) -> None:
+        ran.append(process._job.name)
+        process._job.status = "done"
+
+    def train(_config: Config, _folder: Path) -> int:
+        raise AssertionError("a sweep trains in processes of its own")
+
+    monkeypatch.setattr(JobProcess, "run", run)
+    assert launch(train, ["--config-dir", str(tmp_path), "+experiment=both"]) == 0
+    assert ran == ["seed=1", "seed=2"]
