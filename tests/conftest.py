@@ -1,6 +1,7 @@
 # ruff: noqa: E402 (the collector rests and the environment is set before anything is imported)
 """What many tests need: a small corpus, a cache shared by the session, and configurations that train in a second."""
 
+import atexit
 import gc
 import os
 import random
@@ -31,6 +32,7 @@ if not torch.cuda.is_available():
 def pytest_collection_finish() -> None:
     """Pass over what was imported for good, or each collection would look at a million objects."""
     gc.freeze()
+    atexit.register(gc.unfreeze)  # or the libraries in C++ take what is frozen for leaks, and list it
     gc.enable()
 
 

@@ -9,6 +9,8 @@ import torch
 
 from smet_train.sparse.ledger import sparse_layers
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 

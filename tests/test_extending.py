@@ -12,6 +12,8 @@ import pytest
 
 from tests import forked
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 FILES = ["method/even.yaml", "add_method.py", "add_backend.py", "add_source.py"]
@@ -62,7 +64,6 @@ def test_the_document_shows_the_files_and_each_is_short() -> None:
     assert all(len(file.splitlines()) < 60 for file in files)
 
 
-@pytest.mark.slow
 def test_a_backend_of_ones_own_trains_resumes_sweeps_and_opens(here: Path, smet_train: Call) -> None:
     own = [*SHORT, plugins("add_backend.py"), "sparsity.backend=gather"]
     smet_train(*own, "hydra.run.dir=own")
@@ -105,7 +106,6 @@ def test_a_plugin_that_has_moved_is_given_anew_and_a_model_opens_without_it(here
     assert "densify computes it" in told.stderr
 
 
-@pytest.mark.slow
 def test_a_method_of_ones_own_trains_and_goes_on_exactly(here: Path, smet_train: Call) -> None:
     own = [
         "--config-dir", str(EXAMPLES), *SHORT, "method=even", plugins("add_method.py"), "sparsity.backend=reference"
@@ -121,7 +121,6 @@ def test_a_method_of_ones_own_trains_and_goes_on_exactly(here: Path, smet_train:
     assert all(event["grown"] == event["dropped"] > 0 for event in moves)
 
 
-@pytest.mark.slow
 def test_a_source_of_ones_own_gives_the_same_tokens(here: Path, smet_train: Call) -> None:
     table = [plugins("add_source.py"), "data.source=sqlite", "data.name=articles", "data.text_field=body"]
     others = [word for word in SHORT if not word.startswith(("data=", "data.files", "data.text_unit"))]

@@ -30,6 +30,8 @@ from smet_train.train.checkpoint import load_checkpoint
 from smet_train.train.state import model_tensors
 from smet_train.trained import open_trained
 
+pytestmark = pytest.mark.slow
+
 Configure = Callable[..., Config]
 GPT2 = ("model.family=gpt2", "model.tie_embeddings=true")
 

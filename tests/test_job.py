@@ -119,6 +119,7 @@ def test_every_token_counts_once_and_every_update_keeps_the_count(quick_config: 
     assert len({e["density"] for e in events if e["event"] == "topology"}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -164,6 +165,7 @@ def test_a_crashed_run_goes_on_bit_for_bit(
         assert trace(broken) == trace(whole), died_at
 
 
+@pytest.mark.slow
 @pytest.mark.predicts
 def test_a_prediction_moves_nothing_and_is_written_once(
     quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -217,6 +219,7 @@ def test_a_finished_run_says_so_and_a_longer_one_goes_on(quick_config: QuickConf
     assert [e["step"] for e in events if e["event"] == "topology"] == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_an_extended_constant_schedule_equals_the_longer_run(quick_config: QuickConfig, tmp_path: Path) -> None:
     """With nothing that depends on the run's length, 6 steps and then 4 more are 10 steps."""
     constant = [
@@ -262,6 +265,7 @@ def test_going_back_inside_a_folder_sets_later_checkpoints_aside(quick_config: Q
     assert (tmp_path / "checkpoints" / "superseded_00000006").is_dir()
 
 
+@pytest.mark.slow
 def test_the_command_that_went_back_goes_on_from_what_came_of_it(
     quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,8 @@ from smet_train.sparse.ledger import sparse_layers
 from smet_train.train import loop
 from smet_train.train.run import Run
 
+pytestmark = pytest.mark.slow
+
 QuickConfig = Callable[..., Config]
 Trainer = Callable[..., set[str]]
 

@@ -24,6 +24,8 @@ from tests import forked
 from tests.tracking.fake_wandb import FakeRun, FakeWandb
 from tests.tracking.read_back import expected_points, single, tensorboard_points, wandb_points, wandb_rows
 
+pytestmark = pytest.mark.slow
+
 QuickConfig = Callable[..., Config]
 BOTH = ("tracking.wandb=offline", "tracking.tensorboard=true", "tracking.probe_windows=2")
 
@@ -90,7 +92,6 @@ def test_both_hold_what_metrics_jsonl_holds_also_after_a_crash(
     assert f"wandb       wandb sync {tmp_path}/wandb/offline-run-" in printed
 
 
-@pytest.mark.slow
 def test_both_hold_what_metrics_jsonl_holds_after_a_kill(quick: list[str], tmp_path: Path) -> None:
     settings = [*quick, *BOTH, "train.steps=60", "train.eval_interval=20", "checkpoint.interval=20"]
     command = [sys.executable, "-m", "smet_train", *settings, f"hydra.run.dir={tmp_path}"]

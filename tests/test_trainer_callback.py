@@ -12,6 +12,8 @@ from transformers import Trainer, TrainingArguments
 from smet_train import SparseTraining, SparseTrainingCallback
 from smet_train.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

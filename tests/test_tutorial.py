@@ -5,13 +5,10 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from tests import forked
 from tests.documents import ROOT
-from tests.programs import BOTH
 from tests.test_docs import SCRIPTS
 from tests.transcript import Step, difference, normal, steps
 
@@ -47,32 +44,18 @@ def shell(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def forked_words(command: str) -> list[str] | None:
-    """What runs ``command`` without a shell, if it is one of our programs and asks for nothing that a shell does."""
-    parts = shlex.shlex(command, posix=True, punctuation_chars=True)
-    parts.whitespace_split = True
-    program, *words = parts
-    if program not in WORDS or {"$", "`"} & set(command) or any(set(word) <= set("();<>|&") for word in words):
-        return None
-    return [*WORDS[program], *words]
-
-
-@BOTH
-@pytest.mark.slow
-@pytest.mark.predicts
+@pytest.mark.process
 @pytest.mark.timeout(1200)
-def test_what_is_typed_prints_what_is_shown(programs: ModuleType, tmp_path: Path, shell: dict[str, str]) -> None:
+def test_what_is_typed_prints_what_is_shown(tmp_path: Path, shell: dict[str, str]) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     all_steps = steps(TUTORIAL)
     assert len(all_steps) >= 12
-    wrong, n_forked = [], 0
+    wrong = []
     for step in all_steps:
         command = step.command.removesuffix(" || true")
-        words = forked_words(command) if programs is forked else None
-        n_forked += words is not None
-        done = (programs if words else subprocess).run(
-            words or ["sh", "-c", command],
+        done = subprocess.run(
+            ["sh", "-c", command],
             cwd=empty,
             env=shell,
             stdout=subprocess.PIPE,
@@ -84,24 +67,6 @@ def test_what_is_typed_prints_what_is_shown(programs: ModuleType, tmp_path: Path
         if (done.returncode and command == step.command) or told:
             wrong.append(f"$ {step.command}\n{told}\nexit status {done.returncode}; printed:\n{done.stdout}")
     assert not wrong, "\n\n".join(wrong)
-    assert n_forked == (sum(not step.command.startswith("ls ") for step in all_steps) if programs is forked else 0)
-
-
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ("smet-train seed=1 'a b'", [*WORDS["smet-train"], "seed=1", "a b"]),
-        ("python -c \"print('x'); print('y|z')\"", [*WORDS["python"], "-c", "print('x'); print('y|z')"]),
-        ("smet-plan plan.densities=[0.1,0.25]", [*WORDS["smet-plan"], "plan.densities=[0.1,0.25]"]),
-        ("smet-train | head -1", None),
-        ("smet-train > log", None),
-        ("smet-train && ls", None),
-        ("smet-train $HOME", None),
-        ("ls runs", None),
-    ],
-)
-def test_what_needs_a_shell_is_seen(command: str, words: list[str] | None) -> None:
-    assert forked_words(command) == words
 
 
 def test_the_steps_of_a_document_are_found_in_order() -> None:

@@ -229,7 +229,9 @@ def _explain(error: Exception) -> str:
 
 
 def register() -> None:
-    """Tell Hydra the schema, the names of folders, and the settings of launchers and sweepers."""
+    """Tell Hydra, once, the schema, the names of folders, and the settings of launchers and sweepers."""
+    if "schema.yaml" in ConfigStore.instance().repo:
+        return
     Plugins.instance()  # imports all plugins that are installed; what they tell Hydra, ours comes after
     store_settings()
     ConfigStore.instance().store(name="schema", node=open_schema())

@@ -20,6 +20,8 @@ from smet_train.train.lock import LOCK_NAME
 from tests import forked
 from tests.bench.workers import start_worker
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +84,6 @@ def test_the_branches_leave_the_run_as_it_was(
     assert first == second
 
 
-@pytest.mark.slow
 def test_loss(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,7 +105,6 @@ def test_loss(
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")}
 
 
-@pytest.mark.slow
 def test_lr_rule(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick: list[str]) -> None:
     settings = ["bench.rules=[none,sqrt]", "bench.densities=[1.0,0.25]", "bench.learning_rates=[1e-3,1e-2,1e-1]"]
     settings += [f"bench.out={tmp_path}", "bench.workers=1", "train.steps=2"]
@@ -121,7 +121,6 @@ def test_a_job_is_trained_whatever_its_folder_is_called(tmp_path: Path, quick: l
     assert read_outcome(tmp_path / "a[" / "b]").losses
 
 
-@pytest.mark.slow
 def test_a_run_that_fails_is_named(tmp_path: Path, quick: list[str]) -> None:
     config = compose([*quick, "sparsity.include=['lm_head']", "model.tie_embeddings=true"])
     with pytest.raises(SmetError, match="run broken: sparsity.include: layer lm_head shares its weight"):

@@ -15,6 +15,8 @@ from smet_train.config.compose import compose
 from smet_train.errors import SmetError
 from tests import forked
 
+pytestmark = pytest.mark.slow
+
 TINY = ["+debug=quick", "topology.interval=100", "data.tokenizer.vocab_size=300"]
 
 

@@ -16,6 +16,8 @@ from smet_train.errors import ConfigError
 from smet_train.plan import largest_micro_batch, micro_batch_sizes, plan_part, ranks_table
 from smet_train.sparse.ledger import LedgerRow
 
+pytestmark = pytest.mark.slow
+
 Call = Callable[..., tuple[int, str, str]]
 
 

@@ -24,6 +24,8 @@ from smet_train.tracking.jsonl import read_events
 from smet_train.train import loop
 from tests.data.serving import Server, serve
 
+pytestmark = pytest.mark.slow
+
 QuickConfig = Callable[..., Config]
 
 

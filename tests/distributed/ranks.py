@@ -24,10 +24,10 @@ from tests.faults.trials import Hook
 from tests.forked import context
 
 # Five topology updates with steps before and after them, in which regrown values come to full size.
-LONG_STEPS = 24
+LONG_STEPS = 18
 LONG = (
     f"train.steps={LONG_STEPS}",
-    "topology.interval=4",
+    "topology.interval=3",
     "optimizer.regrow_warmup_steps=6",
     "train.eval_interval=10",
     "checkpoint.interval=0",

@@ -9,6 +9,8 @@ from smet_train.config.schema import Config
 from smet_train.tracking.jsonl import read_events
 from tests.distributed.ranks import FOUR, LONG, LONG_STEPS, apart, in_double_precision, losses, train, weights
 
+pytestmark = pytest.mark.slow
+
 QuickConfig = Callable[..., Config]
 
 
@@ -19,7 +21,6 @@ def alone(quick_config: QuickConfig, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_in_single_precision_to_rounding(quick_config: QuickConfig, tmp_path: Path, alone: Path, size: int) -> None:
     train(quick_config(*LONG, *FOUR), tmp_path, size)
@@ -28,7 +29,6 @@ def test_in_single_precision_to_rounding(quick_config: QuickConfig, tmp_path: Pa
     assert apart(weights(tmp_path, LONG_STEPS), weights(alone, LONG_STEPS)) < 3e-5
 
 
-@pytest.mark.slow
 def test_in_double_precision_to_a_ten_billionth(quick_config: QuickConfig, tmp_path: Path) -> None:
     for size in (1, 2, 4):
         train(quick_config(*LONG, *FOUR), tmp_path / str(size), size, in_double_precision)

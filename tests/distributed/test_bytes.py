@@ -13,6 +13,8 @@ from smet_train.tracking.jsonl import read_events
 from smet_train.train.shared_gradients import SharedGradients
 from tests.distributed.ranks import end, patched, start, train
 
+pytestmark = pytest.mark.slow
+
 QuickConfig = Callable[..., Config]
 
 

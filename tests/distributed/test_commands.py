@@ -18,6 +18,8 @@ from tests import forked
 from tests.distributed.ranks import free_port, told_of_itself
 from tests.faults.trials import digest
 
+pytestmark = pytest.mark.slow
+
 Typed = Callable[..., "subprocess.Popen[str]"]
 SMET_TRAIN = [sys.executable, "-m", "smet_train"]
 LONG = ("train.steps=60", "train.micro_batch_size=1", "topology.interval=7", "train.eval_interval=0")
@@ -106,7 +108,6 @@ def steps_trained(run: Path) -> list[int]:
     return [event["step"] for event in read_events(run / "metrics.jsonl") if event["event"] == "train"]
 
 
-@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.timeout(900)
 def test_processes_of_a_setting_then_one_then_torchrun(typed: Typed, tmp_path: Path) -> None:
@@ -117,7 +118,6 @@ def test_processes_of_a_setting_then_one_then_torchrun(typed: Typed, tmp_path: P
     assert steps_trained(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.slow
 def test_processes_of_a_setting_then_one_then_what_torchrun_tells_two(typed: Typed, tmp_path: Path) -> None:
     trained_by_two_then_by_one(typed, tmp_path / "run")
     processes = as_of_torchrun(typed, "train.steps=6")
@@ -132,7 +132,6 @@ def as_of_torchrun(typed: Typed, *words: str) -> list["subprocess.Popen[str]"]:
     return [typed(SMET_TRAIN, *words, variables=told_of_itself(rank, 2, port)) for rank in range(2)]
 
 
-@pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
@@ -156,7 +155,6 @@ def test_torchrun_restarts_a_killed_run_which_ends_bit_for_bit_as_one_that_was_n
         assert digest(run, 60) == digest(tmp_path / "whole", 60)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "to_all"), [(signal.SIGTERM, True), (signal.SIGINT, False)], ids=["SIGTERM to all", "SIGINT"]
 )

@@ -36,6 +36,8 @@ from tests.distributed.ranks import (
 )
 from tests.faults.trials import digest
 
+pytestmark = pytest.mark.slow
+
 QuickConfig = Callable[..., Config]
 
 
@@ -47,7 +49,6 @@ def alone(quick_config: QuickConfig, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2, 4])
 def test_in_any_other_number_of_processes(quick_config: QuickConfig, tmp_path: Path, alone: Path, first: int) -> None:
     whole, half = quick_config(*FOUR), quick_config(*FOUR, "train.steps=3")

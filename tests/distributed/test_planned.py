@@ -12,6 +12,8 @@ from smet_train.config.schema import Config
 from smet_train.tracking.jsonl import read_events
 from tests.distributed.ranks import FOUR, train
 
+pytestmark = pytest.mark.slow
+
 QuickConfig = Callable[..., Config]
 FSDP = "train.parallel=fsdp"
 

@@ -19,6 +19,8 @@ from smet_train.train.processes import joined, lost_process_told
 from smet_train.train.run import Run
 from tests.distributed.ranks import end, patched, said, start, train
 
+pytestmark = pytest.mark.slow
+
 QuickConfig = Callable[..., Config]
 
 

@@ -36,6 +36,8 @@ from tests.distributed.ranks import (
 )
 from tests.faults.trials import digest
 
+pytestmark = pytest.mark.slow
+
 QuickConfig = Callable[..., Config]
 FSDP = "train.parallel=fsdp"
 LAYOUTS = {"one": (1, "ddp"), "ddp 2": (2, "ddp"), "fsdp 2": (2, "fsdp"), "fsdp 4": (4, "fsdp")}
@@ -45,7 +47,6 @@ def events(folder: Path, kind: str) -> list[dict[str, object]]:
     return [event for event in read_events(folder / "metrics.jsonl") if event["event"] == kind]
 
 
-@pytest.mark.slow
 def test_in_single_precision_to_rounding(quick_config: QuickConfig, tmp_path: Path) -> None:
     for size in (1, 2, 4):
         train(quick_config(*LONG, *FOUR, FSDP), tmp_path / str(size), size)
@@ -59,7 +60,6 @@ def test_in_single_precision_to_rounding(quick_config: QuickConfig, tmp_path: Pa
         assert held_bytes(folder) <= 1.05 * held_bytes(alone) / size
 
 
-@pytest.mark.slow
 def test_in_double_precision_to_a_ten_billionth(quick_config: QuickConfig, tmp_path: Path) -> None:
     for size in (1, 2, 4):
         train(quick_config(*LONG, *FOUR, FSDP), tmp_path / str(size), size, in_double_precision)
@@ -155,9 +155,12 @@ BY_GRADIENT = ("topology.grow=gradient", "topology.drop=magnitude_and_gradient",
 BLOCKS = ("model.family=gpt2", "sparsity.block_size=16", "sparsity.density=0.25")
 
 
+CHUNK_WEIGHTS = 4096
+
+
 def small_chunks() -> None:
     """Several chunks of each layer, and several passes over the micro-batches."""
-    patched("smet_train.topology.candidates.CHUNK_WEIGHTS", 1500)
+    patched("smet_train.topology.candidates.CHUNK_WEIGHTS", CHUNK_WEIGHTS)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +188,7 @@ def test_growth_by_gradient(
         assert apart(weights(several, 6), weights(one, 6)) < 1e-10
         moves = [[{**event, "sent_bytes": 0} for event in events(folder, "topology")] for folder in (one, several)]
         assert moves[0] == moves[1]
-        assert probe_bytes(several) <= 1.05 * probe_bytes(one) / size + 2 * 8 * 1536  # what is dense comes in chunks
+        assert probe_bytes(several) <= 1.05 * probe_bytes(one) / size + 2 * 8 * CHUNK_WEIGHTS  # of what is dense
 
 
 def spoil_probe(after_step: int) -> None:
@@ -240,7 +243,6 @@ def test_a_run_starts_from_weights_as_one_process_does(quick_config: QuickConfig
     assert apart(weights(tmp_path / "2", 6), weights(tmp_path / "1", 6)) < 1e-10
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("first", LAYOUTS)
 def test_a_checkpoint_of_any_layout_goes_into_any_other(quick_config: QuickConfig, tmp_path: Path, first: str) -> None:
     """What a run that has nothing to do saves is what it has loaded."""

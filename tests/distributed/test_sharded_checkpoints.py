@@ -52,6 +52,8 @@ from tests.distributed.ranks import (
 )
 from tests.faults.trials import digest
 
+pytestmark = pytest.mark.slow
+
 QuickConfig = Callable[..., Config]
 SHARDED = ("train.parallel=fsdp", "train.micro_batch_size=1", "checkpoint.interval=2")
 FILES = (".metadata", "__0_0.distcp", "__1_0.distcp")
@@ -149,7 +151,6 @@ def test_a_process_reads_its_part_alone(saved: Path, quick_config: QuickConfig, 
         assert all(torch.equal(held, after[name]) for name, held in before.items())
 
 
-@pytest.mark.slow
 def test_two_processes_then_one_then_four_are_as_one(quick_config: QuickConfig, tmp_path: Path) -> None:
     whole = quick_config("train.parallel=fsdp", *FOUR)
     train(whole, tmp_path / "whole", 1, in_double_precision)

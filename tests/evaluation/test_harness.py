@@ -3,9 +3,9 @@
 import json
 import math
 import os
+import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +17,6 @@ from smet_train.evaluation import extra
 from smet_train.evaluation import lm_eval as harness_command
 from smet_train.evaluation.tasks import run_tasks
 from smet_train.trained import Trained
-from tests.programs import BOTH
 
 if TYPE_CHECKING:
     from smet_train.evaluation.harness import SmetLM
@@ -71,15 +70,14 @@ def test_tasks_by_the_library(trained: Trained) -> None:
     assert found["results"]["python_text"]["bits_per_byte,none"] == pytest.approx(bits_per_byte, rel=1e-5)
 
 
-@BOTH
-@pytest.mark.slow
+@pytest.mark.process
 def test_the_harness_own_command_line_and_smet_eval_agree(
-    programs: ModuleType, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ["python_syntax", "python_text"]
     arguments = ["--model", "smet", "--model_args", f"checkpoint={run_folder}", "--tasks", ",".join(names)]
     arguments += ["--include_path", str(TASKS), "--batch_size", "2", "--output_path", str(tmp_path / "own")]
-    programs.run(
+    subprocess.run(
         [sys.executable, "-m", "smet_train.evaluation.lm_eval", *arguments],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True, timeout=240,
     )  # fmt: skip
@@ -121,7 +119,7 @@ def test_a_window_that_is_too_long_is_refused(trained: Trained) -> None:
         model_for(trained, max_length=1025)
 
 
-@pytest.mark.slow
+@pytest.mark.process  # the harness reads the descriptions of all its tasks, for five seconds
 @pytest.mark.parametrize(
     ("path", "where"), [(TASKS, "neither .*tasks nor the harness has"), (None, "the harness does")]
 )

@@ -16,6 +16,8 @@ from tests import forked
 from tests.faults.conftest import CampaignMaker
 from tests.faults.trials import difference, warm_up
 
+pytestmark = pytest.mark.slow
+
 KINDS = (
     ["checkpoint.asynchronous=true"],
     ["method=smet_rigl", "train.micro_batch_size=2"],
@@ -61,7 +63,7 @@ def test_a_killed_command_typed_again_ends_as_one_that_was_not(
 ) -> None:
     warm_up()
     with campaign("SIGKILL of the real command, typed again: exact", part=kind[0]) as tally:
-        steps = 40 if tally.every else 16
+        steps = 40 if tally.every else 9
         overrides = [*quick, f"train.steps={steps}", "checkpoint.interval=3", *kind]
         started_s = time.monotonic()
         assert type_in(overrides, tmp_path / "whole").wait() == 0, (tmp_path / "console.log").read_text()

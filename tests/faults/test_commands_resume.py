@@ -23,6 +23,8 @@ from smet_train.job import run_training
 from tests.faults.conftest import CampaignMaker
 from tests.faults.trials import trace
 
+pytestmark = pytest.mark.slow
+
 STEPS = 7  # the last save is not one of those every 3 steps
 NAME = "resume with a changed setting"
 FIXED = [leaf for leaf in leaves(Config()) if matches(leaf.key, FIXED_KEYS)]

@@ -17,6 +17,8 @@ from smet_train.data.python_source import find_python_files
 from tests.faults.test_kills import write_source
 from tests.faults.trials import output, run, trace
 
+pytestmark = pytest.mark.slow
+
 QuickConfig = Callable[..., Config]
 STEPS = 4
 

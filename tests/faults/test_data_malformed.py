@@ -19,6 +19,8 @@ from smet_train.errors import DataError
 from tests.conftest import make_documents
 from tests.faults.trials import output, run, trace
 
+pytestmark = pytest.mark.slow
+
 LONGEST_BYTES = 2000
 SHARDS = 4
 GROUP_ROWS = 8

@@ -22,6 +22,8 @@ from smet_train.train.run import Run
 from tests.conftest import make_documents
 from tests.faults.trials import KillInSave, difference, end, kill_within, outcome, output, run, start, trace, warm_up
 
+pytestmark = pytest.mark.slow
+
 QuickConfig = Callable[..., Config]
 STEPS = 13  # the last save is not one of those every 3 steps
 

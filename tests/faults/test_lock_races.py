@@ -18,6 +18,8 @@ from smet_train.train.lock import run_folder_lock
 from tests import forked
 from tests.faults.conftest import CampaignMaker
 
+pytestmark = pytest.mark.slow
+
 NAME = "two processes in one run folder"
 FORK = multiprocessing.get_context("fork")
 PROCESS = [sys.executable, "-m", "smet_train"]

@@ -26,6 +26,8 @@ from smet_train.train import step as step_module
 from smet_train.train.checkpoint import checkpoint_steps
 from tests.faults.trials import KillInSave, difference, output, run
 
+pytestmark = pytest.mark.slow
+
 QuickConfig = Callable[..., Config]
 STEPS = 12
 PLACES = ("loss", "gradient", "moment", "weight")

@@ -15,6 +15,8 @@ from smet_train.config.schema import Config
 from smet_train.train.checkpoint import checkpoint_steps
 from tests.faults.trials import difference, end, output, run, start, trace
 
+pytestmark = pytest.mark.slow
+
 QuickConfig = Callable[..., Config]
 STEPS = 13  # the last save is not one of those every 3 steps
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)

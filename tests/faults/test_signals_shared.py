@@ -15,6 +15,8 @@ from smet_train.train.signals import StopRequest
 from tests.distributed.ranks import end, patched, said, start, train
 from tests.faults.trials import Hook, difference, trace
 
+pytestmark = pytest.mark.slow
+
 QuickConfig = Callable[..., Config]
 STEPS = 7  # the last save is not one of those every 2 steps
 EXCHANGES = ("told", "each", "highest", "sums", "scattered", "gathered")

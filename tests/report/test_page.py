@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 from smet_train.report.report import build_report, write_report
 from smet_train.report.runs import ReportError, find
+
+pytestmark = pytest.mark.slow
 
 MakeRun = Callable[..., Path]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -58,12 +61,15 @@ def test_pictures_of_an_earlier_report_go_and_other_files_stay(finished: Path) -
     from matplotlib.figure import Figure
 
     folder = finished / "report"
-    write_report(build_report(find([finished])), finished)
+    made = build_report(find([finished]))
+    [densities] = [chart for chart in made.charts if chart.key == "densities"]
+    made = replace(made, sections=(replace(made.sections[0], charts=(densities,)),))
+    write_report(made, finished)
     (folder / "densities.png").rename(folder / "old.png")
     (folder / "notes.txt").touch()
     (folder / "folder.png").mkdir()
     Figure().savefig(folder / "holiday.png")
-    write_report(build_report(find([finished])), finished)
+    write_report(made, finished)
     assert not (folder / "old.png").exists()
     assert all((folder / name).exists() for name in ("densities.png", "notes.txt", "folder.png", "holiday.png"))
 
@@ -73,7 +79,6 @@ def test_the_page_alone(finished: Path) -> None:
     assert not (finished / "report").exists()
 
 
-@pytest.mark.slow
 def test_sweeps_bars_and_bands_are_drawn_by_both(make_run: MakeRun) -> None:
     for density in (0.1, 0.2):
         for seed in (1, 2):
@@ -122,7 +127,6 @@ def test_a_folder_that_can_not_be_written_is_said(finished: Path, tmp_path: Path
     assert raised.value.exit_status == 1
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("width", [400, 1280])
 def test_a_browser_draws_it_without_an_error_or_a_request(make_run: MakeRun, tmp_path: Path, width: int) -> None:

@@ -17,6 +17,8 @@ from smet_train.report.report import build_report
 from smet_train.report.runs import ReportError, find, newest_run
 from tests.programs import BOTH, without
 
+pytestmark = pytest.mark.slow
+
 MakeRun = Callable[..., Path]
 
 

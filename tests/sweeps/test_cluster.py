@@ -13,6 +13,8 @@ import pytest
 from smet_train.tracking.jsonl import read_events
 from tests.documents import ROOT
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., "subprocess.Popen[str]"]
 Table = Callable[[], dict[str, dict[str, str]]]
 # What SLURM runs is started by the shell.
@@ -46,7 +48,6 @@ def local_job(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     return [*jobs, *(run for job in jobs for run in job.children())]
 
 
-@pytest.mark.slow
 @CLUSTERS
 def test_each_job_trains_in_its_own_folder_and_a_finished_one_is_not_repeated(
     cluster: str, smet_train: Start, table: Table, quick: list[str]
@@ -71,7 +72,6 @@ def test_each_job_trains_in_its_own_folder_and_a_finished_one_is_not_repeated(
     assert "finished at step 6" in (done / "console.log").read_text()
 
 
-@pytest.mark.slow
 @CLUSTERS
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2], ids=lambda number: number.name)
 def test_a_job_whose_time_is_over_saves_and_is_submitted_anew(
@@ -96,7 +96,6 @@ def test_a_job_whose_time_is_over_saves_and_is_submitted_anew(
     assert [row["status"] for row in table().values()] == ["stopped"]
 
 
-@pytest.mark.slow
 @CLUSTERS
 def test_a_stopped_sweep_has_its_jobs_save_and_starts_no_further_one(
     cluster: str, smet_train: Start, table: Table, long_run: list[str], tmp_path: Path
@@ -116,7 +115,6 @@ def test_a_stopped_sweep_has_its_jobs_save_and_starts_no_further_one(
         ]
 
 
-@pytest.mark.slow
 def test_a_job_that_is_killed_is_listed_and_the_others_go_on(smet_train: Start, table: Table, quick: list[str]) -> None:
     process = smet_train("-m", *quick, "seed=1,2", "hydra/launcher=submitit_local")
     wait_for(lambda: len(local_job(process)) == 2, process)
@@ -129,7 +127,6 @@ def test_a_job_that_is_killed_is_listed_and_the_others_go_on(smet_train: Start, 
     assert "has not produced any output" in rows["seed=1"]["error"]
 
 
-@pytest.mark.slow
 def test_the_settings_of_the_cluster_are_sbatchs(
     smet_train: Start, quick: list[str], tmp_path: Path, table: Table
 ) -> None:
@@ -153,7 +150,6 @@ def test_the_settings_of_the_cluster_are_sbatchs(
 
 
 @pytest.mark.process
-@pytest.mark.slow
 def test_the_script_of_a_run_saves_requeues_and_goes_on_until_it_is_finished(
     long_run: list[str], tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -215,7 +211,6 @@ def test_the_script_of_a_fresh_run_goes_on_with_it(
 
 
 @pytest.mark.process
-@pytest.mark.slow
 def test_the_script_of_a_sweep_submits_its_jobs(
     quick: list[str], tmp_path: Path, environment: dict[str, str], table: Table
 ) -> None:

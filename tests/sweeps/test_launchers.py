@@ -19,6 +19,8 @@ from smet_train.config.launch import launch
 from smet_train.config.schema import Config
 from smet_train.errors import ConfigError, SmetError
 
+pytestmark = pytest.mark.slow
+
 DENSITIES = ["-m", "sparsity.density=0.1,0.2,0.3"]
 
 

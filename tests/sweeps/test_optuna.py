@@ -18,6 +18,8 @@ from smet_train.config.schema import Config
 from smet_train.errors import ConfigError, SmetError
 from tests import forked
 
+pytestmark = pytest.mark.slow
+
 SEARCH = ["-m", "hydra/sweeper=optuna", "optimizer.lr=tag(log, interval(1e-4, 1e-2))", "sparsity.density=0.1,0.2"]
 
 
@@ -203,7 +205,6 @@ def test_the_same_search_at_the_same_time_is_refused_and_the_first_goes_on(jobs:
     assert len(jobs.ran) == 3
 
 
-@pytest.mark.slow
 def test_trials_train(tmp_path: Path, quick: list[str]) -> None:
     command = [sys.executable, "-m", "smet_train", *SEARCH, *quick, "hydra.sweeper.n_trials=3"]
     command += ["hydra.sweeper.n_jobs=3", "hydra.launcher.n_jobs=2"]

@@ -24,6 +24,8 @@ from tests.tracking.fake_wandb import FakeWandb
 from tests.tracking.read_back import wandb_points, wandb_rows
 from tests.tracking.wandb_server import WandbServer
 
+pytestmark = pytest.mark.slow
+
 STEP = {"event": "train", "step": 10, "loss": 2.5, "lr": 1e-3, "grad_norm": 0.5, "tokens": 100, "tokens_per_s": 50.0}
 SPIKE = {"event": "spike", "step": 8, "source": "probe", "baseline": 1.0, "peak": 1.5, "spike": 0.5}
 END = {"event": "end", "step": 12, "reason": "finished"}
