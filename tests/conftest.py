@@ -1,4 +1,3 @@
-# ruff: noqa: E402 (the collector rests and the environment is set before anything is imported)
 """What many tests need: a small corpus, a cache shared by the session, and configurations that train in a second."""
 
 import atexit
@@ -8,25 +7,32 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-gc.disable()  # until all tests are imported
+from tests import forked
+
+if TYPE_CHECKING:
+    from smet_train.config.schema import Config
 
 # Before any test imports the libraries that read them: no test may reach a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
-import torch
 
-from smet_train.config.compose import compose
-from smet_train.config.schema import Config
-from tests import forked
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Import what all tests need where tests run; a process that deals them out to others imports nothing."""
+    if session.config.getoption("numprocesses", None):
+        return
+    gc.disable()  # until all tests are imported
 
-torch.set_num_threads(1)
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are read
+    import torch
+
+    torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are read
 
 
 def pytest_collection_finish() -> None:
@@ -98,6 +104,8 @@ def quick(corpus: Path, cache_dir: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def quick_config(quick: list[str]) -> Callable[..., Config]:
+def quick_config(quick: list[str]) -> "Callable[..., Config]":
     """The configuration of ``quick`` with further overrides."""
+    from smet_train.config.compose import compose
+
     return lambda *overrides: compose([*quick, *overrides])

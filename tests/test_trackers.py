@@ -93,22 +93,22 @@ def test_both_hold_what_metrics_jsonl_holds_also_after_a_crash(
 
 
 def test_both_hold_what_metrics_jsonl_holds_after_a_kill(quick: list[str], tmp_path: Path) -> None:
-    settings = [*quick, *BOTH, "train.steps=60", "train.eval_interval=20", "checkpoint.interval=20"]
+    settings = [*quick, *BOTH, "train.steps=24", "train.eval_interval=8", "checkpoint.interval=8"]
     command = [sys.executable, "-m", "smet_train", *settings, f"hydra.run.dir={tmp_path}"]
     metrics = tmp_path / "metrics.jsonl"
     process = forked.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline_s = time.monotonic() + 200
     while time.monotonic() < deadline_s and process.poll() is None:
         text = metrics.read_text() if metrics.is_file() else ""
-        if '"event": "train", "step": 27,' in text:
+        if '"event": "train", "step": 11,' in text:
             break
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert max(event["step"] for event in read_events(metrics) if event["event"] == "train") >= 27
+    assert max(event["step"] for event in read_events(metrics) if event["event"] == "train") >= 11
     forked.run(command, check=True, capture_output=True)
     expected = expected_points(tmp_path)
-    assert [step for step, _ in expected["train/loss"]] == list(range(1, 61))
+    assert [step for step, _ in expected["train/loss"]] == list(range(1, 25))
     assert tensorboard_points(tmp_path / "tensorboard") == single(expected)
     newest = max(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert wandb_points(wandb_rows(newest)) == expected

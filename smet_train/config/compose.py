@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -124,9 +125,15 @@ def _to_config(settings: DictConfig) -> Config:
     plain: Any = OmegaConf.to_container(trained, resolve=True, enum_to_str=True)
     _check_complete(plain)
     load_plugins(plain["plugins"])
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _escaped(plain)))
+    config = OmegaConf.to_object(OmegaConf.merge(_types(), _escaped(plain)))
     assert isinstance(config, Config)
     return config
+
+
+@cache
+def _types() -> DictConfig:
+    """The settings with their types and defaults; merging copies them."""
+    return OmegaConf.structured(Config)
 
 
 def _check_complete(plain: Any) -> None:

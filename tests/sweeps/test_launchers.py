@@ -5,11 +5,13 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 
 from hydra_plugins.smet_launcher._base import folder_name, swept_overrides
 from hydra_plugins.smet_launcher._job import Job, JobProcess
@@ -61,7 +63,11 @@ def test_without_a_launcher_it_is_basic_and_names_of_other_plugins_mean_ours(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     theirs = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"}
-    ConfigStore.instance().store(group="hydra/launcher", name="submitit_slurm", node=theirs)
+    Plugins.instance()  # tells Hydra once what it has itself
+    store = ConfigStore.instance()
+    monkeypatch.setattr(store, "repo", deepcopy(store.repo))
+    store.repo.pop("schema.yaml", None)  # as before anything of ours was told
+    store.store(group="hydra/launcher", name="submitit_slurm", node=theirs)
     found = [
         compose_settings(words, "train", None).hydra.launcher._target_.rpartition(".")[2]
         for words in ([], ["hydra/launcher=submitit_slurm"], ["+cluster=slurm"])
