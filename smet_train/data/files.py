@@ -148,6 +148,11 @@ def _line(head: bytes, offset: int) -> int:
 
 def check_parquet_head(name: str, head: bytes) -> None:
     """Raises DataError if ``head`` is not the beginning of a Parquet file."""
+    if head.startswith(b"PARE"):
+        raise DataError(
+            f"data.files: {name} is an encrypted Parquet file, which can't be read; decrypt it, or write "
+            "data.on_bad=skip"
+        )
     if not head.startswith(b"PAR1"):
         raise DataError(
             f"data.files: {name} is not a Parquet file (it doesn't begin with PAR1); mend it, or write data.on_bad=skip"

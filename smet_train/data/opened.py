@@ -178,6 +178,24 @@ _BROKEN = (
 )
 
 
+# What the libraries say of content that may be sound and is beyond them, in lower case, and what to tell.
+_BEYOND = {
+    # Arrow reads windows as large as zstd itself does without being asked.
+    "requires too much memory": "it is compressed with --long (a window above 128 MiB), which can't be read; unpack it "
+    "(zstd -d --long=31), and compress it without --long",
+    "dictionary mismatch": "it is compressed with a dictionary (zstd -D), which can't be read; unpack it with that "
+    "dictionary, and compress it without one",
+    "compression method": "it is compressed by a method that can't be read; unpack it, or compress it by the usual one",
+}
+
+
+def _told_of(error: BaseException | None) -> str:
+    """What is wrong with content of which a library says ``error``."""
+    text = str(error).lower()
+    beyond = next((told for sign, told in _BEYOND.items() if sign in text), None)
+    return beyond or f"its compressed content is damaged ({error})"
+
+
 class _broken_told:
     """Turns the exceptions of the compression libraries into Damaged; those of the disk and the network pass."""
 
@@ -191,4 +209,4 @@ class _broken_told:
         # bz2 and pyarrow raise OSError for bad content, without the number that the system's errors have.
         bare = type(error) is OSError and error.errno is None
         if broken or bare:
-            raise Damaged(f"its compressed content is damaged ({error})") from error
+            raise Damaged(_told_of(error)) from error

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import itertools
 import lzma
 import random
@@ -192,6 +193,54 @@ def test_a_fault_is_named_by_its_line_and_what_follows_is_read(
         found = list(reader(chunks, At(), 10))
         assert [text if isinstance(text, str) else text.place for text, _ in found] == expected
         assert found[-1][1].bytes == len(content)
+
+
+def zstd_frame(text: bytes, window_log: int, dictionary: int = 0) -> bytes:
+    """A sound frame with ``text`` as it is (RFC 8878): descriptor, window, number of a dictionary, one raw block."""
+    head = bytes([1 if dictionary else 0, (window_log - 10) << 3]) + (bytes([dictionary]) if dictionary else b"")
+    return b"\x28\xb5\x2f\xfd" + head + ((len(text) << 3) | 1).to_bytes(3, "little") + text
+
+
+def of_unknown_method(text: bytes, ending: str) -> bytes:
+    if ending == ".gz":
+        return b"\x1f\x8b\x07" + gzip.compress(text)[3:]
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.txt", text)
+    return (
+        packed.getvalue()
+        .replace(b"PK\3\4\x14\0\0\0\0", b"PK\3\4\x14\0\0\0\x5d")
+        .replace(b"PK\1\2\x14\3\x14\0\0\0\0", b"PK\1\2\x14\3\x14\0\0\0\x5d")
+    )
+
+
+@pytest.mark.parametrize(
+    ("ending", "content", "told"),
+    [
+        (".zst", zstd_frame(b"text\n", 27), None),
+        (".zst", zstd_frame(b"text\n", 28), r"compressed with --long .*can't be read; unpack it \(zstd -d --long=31\)"),
+        (".zst", zstd_frame(b"text\n", 31), r"compressed with --long"),
+        (".zst", zstd_frame(b"text\n", 20, dictionary=7), r"compressed with a dictionary \(zstd -D\)"),
+        (".zip", of_unknown_method(b"text\n", ".zip"), r"compressed by a method that can't be read; unpack it"),
+        (".gz", of_unknown_method(b"text\n", ".gz"), r"compressed by a method that can't be read; unpack it"),
+    ],
+)
+def test_what_is_sound_and_beyond_the_reader_is_not_called_damaged(
+    tmp_path: Path, ending: str, content: bytes, told: str | None
+) -> None:
+    """In the second of two members where there can be two, after the text of the first."""
+    path = tmp_path / f"a.txt{ending}"
+    path.write_bytes(content)
+    if told is None:
+        assert list(read_chunks(str(path))) == [b"text\n"]
+        return
+    before = b"" if ending == ".zip" else b"before\n"
+    path.write_bytes((COMPRESS[ending](before) if before else b"") + content)
+    chunks = read_chunks(str(path))
+    assert b"".join(itertools.islice(chunks, 1 if before else 0)) == before
+    with pytest.raises(Damaged, match=told) as error:
+        list(chunks)
+    assert "damaged" not in str(error.value)
 
 
 @pytest.mark.parametrize("names", [[], ["corpus/"], ["a.txt", "b.txt"]])

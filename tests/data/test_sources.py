@@ -158,6 +158,7 @@ BAD = [
     ("jsonl", "a.jsonl", b'{"body": "x"}\n', "line 1: it has no text in data.text_field='text'; its columns are body"),
     ("jsonl", "a.jsonl", b'{"text": 3}\n', "data.text_field='text' holds int, not text"),
     ("parquet", "a.parquet", b"PARQ", "is not a Parquet file"),
+    ("parquet", "a.parquet", b"PARE" + bytes(99), "is an encrypted Parquet file, which can't be read; decrypt it"),
     ("parquet", "a.parquet", b"PAR1 and then nothing", "a.parquet"),
 ]
 
