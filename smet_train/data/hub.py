@@ -1,10 +1,14 @@
 """What is fetched from the Hugging Face hub, and how its failures read."""
 
+import json
 import logging
 import lzma
+import pickle
+import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from gzip import BadGzipFile
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pyarrow as pa
-from datasets import IterableDataset, load_dataset
+from datasets import DatasetBuilder, Features, IterableDataset, Value, load_dataset_builder
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -24,9 +28,33 @@ from smet_train.errors import DataError
 
 log = logging.getLogger(__name__)
 
-# What a damaged file raises; anything else may be the network.
-_BAD_CONTENT = (ValueError, EOFError, BadGzipFile, zlib.error, lzma.LZMAError, pa.ArrowException)
+# What lies in the files or in the code that reads them; anything else may be the network, which is tried again.
+_BAD_CONTENT = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    NotImplementedError,
+    RecursionError,
+    ImportError,
+    EOFError,
+    BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    pa.ArrowException,
+)
 _LOCAL_DATA = "data.source=python_source, text, jsonl and parquet need no network"
+
+
+def _is_content(error: Exception) -> bool:
+    """Whether ``error`` is no failure of the network, so that another try would fail as well."""
+    if isinstance(error, _BAD_CONTENT):
+        return True
+    # pyarrow raises OSError for damaged pages too, without the number that the system's errors have.
+    frames = traceback.extract_tb(error.__traceback__)
+    return type(error) is OSError and error.errno is None and bool(frames) and frames[-1].filename.startswith("pyarrow")
 
 
 @contextmanager
@@ -41,25 +69,100 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def open_hub(name: str, subset: str | None, split: str) -> IterableDataset:
-    """A streaming data set of the hub (or of a local folder laid out like one).
+def open_hub(name: str, subset: str | None, split: str, field: str) -> tuple[IterableDataset, list[str]]:
+    """A streaming data set of the hub (or of a local folder laid out like one) of its column ``field`` alone, and the
+    names of all its columns, as its first file has them.
 
     Raises:
-        DataError: exit status 2 if there is no such data set, subset or split, 1 if the hub can't be reached.
+        DataError: exit status 2 if there is no such data set, subset, split or column, 1 if the hub can't be reached.
     """
     log.info("data: opening %s on the hub", name)
+    where = f"data.name={name} data.subset={subset} data.split={split}"
     try:
         with _quiet():
-            return load_dataset(name, subset, split=split, streaming=True)
+            builder = load_dataset_builder(name, subset)
+            if hasattr(builder.config, "parse_agent_traces"):  # which finds other columns in some files
+                builder.config.parse_agent_traces = False
+            dataset = builder.as_streaming_dataset(split=split)
+            columns: list[str] = dataset.column_names or list(next(iter(pickle.loads(pickle.dumps(dataset))), {}))
     except DatasetNotFoundError as error:
         raise DataError(f"data.name={name}: {_one_line(error)}") from error
     except (FileNotFoundError, ValueError) as error:
         # ValueError lists the subsets or splits that exist.
-        raise DataError(f"data.name={name} data.subset={subset} data.split={split}: {_one_line(error)}") from error
+        raise DataError(f"{where}: {_one_line(error)}") from error
     except Exception as error:  # connections fail in too many ways to list
+        if _is_content(error):
+            raise DataError(f"{where} can't be read: {type(error).__name__}: {_one_line(error)}") from error
         raise DataError(
             f"data.name={name}: {_one_line(error)}. Is there a network? {_LOCAL_DATA}", exit_status=1
         ) from error
+    if field not in columns:
+        raise DataError(
+            f"data.name={name} has no column {field!r}; write data.text_field=, its columns are {', '.join(columns)}"
+        )
+    _read_alone(builder, field)
+    if dataset.features is not None:
+        dataset.info.features = Features({**dataset.features, field: Value("large_string")})
+    return dataset.select_columns([field]), columns
+
+
+def _read_alone(builder: DatasetBuilder, field: str) -> None:
+    """Let ``builder`` read, or at least hand on, the column ``field`` alone.
+
+    It holds every file to the columns of the first one, and would fail at those that are never trained on.
+    """
+    if not hasattr(builder, "_cast_table"):  # those that make their rows one by one hold nothing to anything
+        return
+    builder._cast_table = partial(text_alone, field)
+    if hasattr(builder.config, "columns"):  # of Parquet
+        builder.config.columns = [field]
+    elif hasattr(builder.config, "on_bad_lines"):  # of CSV, where a text of digits would become a number
+        builder.config.features = Features({field: Value("string")})
+    else:  # of JSON, which would look for the others' types
+        builder.info.features = None
+
+
+def text_alone(field: str, table: pa.Table, json_field_paths: Sequence[Sequence[str]] = ()) -> pa.Table:
+    """The column ``field`` of ``table`` as large strings; null where it holds no UTF-8 text, or is not there.
+
+    Args:
+        json_field_paths: columns that are in JSON because their values are of several types.
+    """
+    column = table[field] if field in table.column_names else pa.nulls(len(table))
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if [field] in json_field_paths:
+        column = pa.array([_text_in_json(value) for value in column.to_pylist()], pa.large_string())
+    elif any(is_kind(kind) for is_kind in _TEXT_KINDS):
+        column = column.cast(kind).cast(pa.large_binary())
+        try:
+            column = column.cast(pa.large_string())
+        except pa.ArrowInvalid:
+            column = pa.array([_decoded(value) for value in column.to_pylist()], pa.large_string())
+    else:
+        column = pa.nulls(len(table), pa.large_string())
+    return pa.table({field: column})
+
+
+_TEXT_KINDS = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+)
+
+
+def _text_in_json(value: str | None) -> str | None:
+    found = None if value is None else json.loads(value)
+    return found if isinstance(found, str) else None
+
+
+def _decoded(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def fetch_tokenizer(name: str) -> Path:
@@ -171,7 +274,7 @@ class HubStream:
             except StopIteration:
                 raise
             except Exception as error:  # the boundary to datasets, fsspec and pyarrow, each with its own exceptions
-                if isinstance(error, _BAD_CONTENT):
+                if _is_content(error):
                     raise DataError(f"can't read {self._name}: {type(error).__name__}: {_one_line(error)}") from error
                 self._retries.wait(self._name, error)
                 self._open()

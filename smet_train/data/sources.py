@@ -177,14 +177,9 @@ def _open_hub_source(spec: SourceSpec, _cache_dir: Path | None) -> Source:
 
     datasets.disable_progress_bars()  # of library calls that the user didn't make
     name = f"hub data set {spec.name}" + (f" ({spec.subset})" if spec.subset else "")
-    dataset = open_hub(spec.name, spec.subset, spec.split)
-    columns: list[str] = dataset.column_names or list(next(iter(pickle.loads(pickle.dumps(dataset))), {}))
-    if spec.text_field not in columns:
-        raise DataError(
-            f"{name} has no column {spec.text_field!r}; write data.text_field=, its columns are {', '.join(columns)}"
-        )
+    dataset, columns = open_hub(spec.name, spec.subset, spec.split, spec.text_field)
     told: set[str] = set()
-    packed = pickle.dumps(dataset.select_columns([spec.text_field]))
+    packed = pickle.dumps(dataset)
 
     def make(order: tuple[int, int] | None) -> datasets.IterableDataset:
         # Iterables of datasets carry their position, so two passes must not share one. copy.deepcopy fails in a second

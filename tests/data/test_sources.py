@@ -264,7 +264,7 @@ def test_a_hub_data_set_that_does_not_exist_is_a_users_mistake(monkeypatch: pyte
     def refuse(*_: object, **__: object) -> None:
         raise DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub or cannot be accessed.")
 
-    monkeypatch.setattr("smet_train.data.hub.load_dataset", refuse)
+    monkeypatch.setattr("smet_train.data.hub.load_dataset_builder", refuse)
     with pytest.raises(DataError, match="doesn't exist on the Hub") as told:
         open_source(SourceSpec("hub", name="a/b"))
     assert told.value.exit_status == 2
