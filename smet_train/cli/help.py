@@ -1,7 +1,7 @@
 """What ``smet-train --help`` prints: usage, the YAML groups, and every setting with its meaning and default."""
 
-from smet_train.config.continuation import CHANGEABLE_KEYS, matches
-from smet_train.config.fields import Leaf, leaves, spell
+from smet_train.config.continuation import CHANGEABLE_KEYS
+from smet_train.config.fields import Leaf, leaves, matches, spell
 from smet_train.config.locate import documents_folder, group_options, groups, option_comment
 from smet_train.config.schema import Config
 

@@ -3,13 +3,13 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from smet_train import __version__
-from smet_train.config.fields import leaves, spell
+from smet_train.config.fields import leaves, matches, spell
 from smet_train.config.identity import VOLATILE_KEYS
 from smet_train.config.paths import absolute
 from smet_train.config.plain import flatten, plain, to_dict
@@ -52,7 +52,7 @@ FIXED_KEYS = (
 # their content. The backend computes the same layers on the machine that there is.
 CHANGEABLE_KEYS = (*VOLATILE_KEYS, "data.files", "sparsity.backend")
 # A checkpoint of another run may go on under another optimizer or schedule, but not as another model.
-_SAME_MODEL = (
+SAME_MODEL_KEYS = (
     "model.",
     "sparsity.density",
     "sparsity.densities",
@@ -60,17 +60,12 @@ _SAME_MODEL = (
     "sparsity.include",
     "sparsity.exclude",
     "sparsity.enabled",
-    "data.sequence",
-    "data.tokenizer",
+    "data.sequence_tokens",
+    "data.tokenizer.",
     "train.precision",
 )
 Change = tuple[str, Any, Any]
 RESUMES_NAME = "resumes.jsonl"
-
-
-def matches(key: str, keys: Iterable[str]) -> bool:
-    """Whether ``keys`` has ``key``, or a section (with a dot at its end) that it is in."""
-    return any(key.startswith(item) if item.endswith(".") else key == item for item in keys)
 
 
 def changed_settings(saved: dict[str, Any], wanted: dict[str, Any]) -> list[Change]:
@@ -140,12 +135,12 @@ def refuse_changes(changes: Sequence[Change], where: Path, own: bool) -> None:
     refused = [
         change
         for change in changes
-        if (not matches(change[0], CHANGEABLE_KEYS) if own else matches(change[0], _SAME_MODEL))
+        if (not matches(change[0], CHANGEABLE_KEYS) if own else matches(change[0], SAME_MODEL_KEYS))
     ]
     if refused:
         key, old, new = refused[0]
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-        begin = "" if matches(key, _SAME_MODEL) else " and checkpoint.resume= this one's folder"
+        begin = "" if matches(key, SAME_MODEL_KEYS) else " and checkpoint.resume= this one's folder"
         raise CheckpointError(
             f"{where} was trained with {key}={spell(old)}, now {key}={spell(new)}{more}; set it back, or start another "
             f"run with hydra.run.dir=FOLDER{begin}"

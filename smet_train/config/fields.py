@@ -1,6 +1,7 @@
 """What a setting is: a dataclass field with its meaning and its range, and the walk over all of them."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from types import UnionType
@@ -101,6 +102,11 @@ def value_at(config: Any, key: str) -> Any:
     for name in key.split("."):
         config = getattr(config, name)
     return config
+
+
+def matches(key: str, keys: Iterable[str]) -> bool:
+    """Whether ``keys`` has ``key``, or a section (with a dot at its end) that it is in."""
+    return any(key.startswith(item) if item.endswith(".") else key == item for item in keys)
 
 
 def spell(value: Any) -> str:

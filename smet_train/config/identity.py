@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from smet_train.config.fields import matches
 from smet_train.config.plain import flatten, to_dict
 from smet_train.config.schema import Config
 
@@ -40,7 +41,7 @@ VOLATILE_KEYS = (
 
 def lasting_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Dotted keys and values of ``settings`` (see :func:`to_dict`) without the volatile ones."""
-    return {key: value for key, value in flatten(settings).items() if not key.startswith(VOLATILE_KEYS)}
+    return {key: value for key, value in flatten(settings).items() if not matches(key, VOLATILE_KEYS)}
 
 
 def run_identity(config: Config) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from smet_train.config.continuation import CHANGEABLE_KEYS, matches
-from smet_train.config.fields import Leaf, leaves, spell
+from smet_train.config.continuation import CHANGEABLE_KEYS
+from smet_train.config.fields import Leaf, leaves, matches, spell
 from smet_train.config.locate import config_folder, group_options, groups, option_comment
 from smet_train.config.plain import flatten
 from smet_train.config.plan_settings import PlanSettings

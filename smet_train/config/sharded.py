@@ -8,7 +8,7 @@ from smet_train.errors import ConfigError
 
 _BLOCKS = "scales 64 moments at a time, which the parts of a process would cut elsewhere than one process does"
 # Setting, what it may not be, why not, and what to write instead.
-_REFUSED: list[tuple[str, Callable[[object], bool], str, str]] = [
+REFUSED: list[tuple[str, Callable[[object], bool], str, str]] = [
     ("topology.grow", lambda v: v is Grow.nothing, "prunes, which changes the shapes that are split", "method=smet"),
     ("optimizer.moments", lambda v: v is Moments.fp8, _BLOCKS, "optimizer.moments=fp32"),
     (
@@ -24,7 +24,7 @@ def check_sharded(config: Config) -> None:
     """Raises ConfigError if ``train.parallel=fsdp`` meets a setting whose results would not be those of one process."""
     if config.train.parallel is not Parallel.fsdp:
         return
-    for key, refused, why, instead in _REFUSED:
+    for key, refused, why, instead in REFUSED:
         read = config.sparsity.enabled or not key.startswith("topology.")
         if read and refused(value_at(config, key)):
             raise ConfigError(

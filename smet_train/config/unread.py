@@ -4,14 +4,14 @@ settings over methods, but something to say."""
 from collections.abc import Callable
 
 from smet_train import ranks
-from smet_train.config.fields import leaves, spell, value_at
+from smet_train.config.fields import leaves, matches, spell, value_at
 from smet_train.config.schema import Config, DropSchedule, Grow
 
-_REGROWTH = ("optimizer.regrow_",)
+_REGROWTH = ("optimizer.regrow_moments", "optimizer.regrow_warmup_steps")
 _DROP_FRACTIONS = ("topology.drop_fraction", "topology.final_drop_fraction", "topology.drop_schedule")
 
-# Where something holds: keys (as prefixes) that nothing reads then, and why. The first that names a key is told.
-_RULES: list[tuple[Callable[[Config], bool], tuple[str, ...], str]] = [
+# Where something holds: keys and sections that nothing reads then, and why. The first that names a key is told.
+RULES: list[tuple[Callable[[Config], bool], tuple[str, ...], str]] = [
     (
         lambda config: not config.sparsity.enabled,
         ("sparsity.", "topology.", *_REGROWTH, "optimizer.lr_density_rule"),
@@ -36,7 +36,7 @@ _RULES: list[tuple[Callable[[Config], bool], tuple[str, ...], str]] = [
     ),
 ]
 # What presets write to switch something off.
-_SWITCHES = ("sparsity.enabled", "topology.enabled", "optimizer.regrow_warmup_steps", "optimizer.lr_density_rule")
+SWITCHES = ("sparsity.enabled", "topology.enabled", "optimizer.regrow_warmup_steps", "optimizer.lr_density_rule")
 
 
 def without_effect(config: Config) -> dict[str, list[str]]:
@@ -44,10 +44,10 @@ def without_effect(config: Config) -> dict[str, list[str]]:
     told: dict[str, list[str]] = {}
     for leaf in leaves(Config()):
         value = value_at(config, leaf.key)
-        if leaf.key in _SWITCHES or value == leaf.default:
+        if leaf.key in SWITCHES or value == leaf.default:
             continue
-        for holds, prefixes, reason in _RULES:
-            if leaf.key.startswith(prefixes) and holds(config):
+        for holds, keys, reason in RULES:
+            if matches(leaf.key, keys) and holds(config):
                 told.setdefault(reason, []).append(f"{leaf.key}={spell(value)}")
                 break
     return told

@@ -59,6 +59,23 @@ def test_another_run_may_begin_with_these_weights_under_another_rule(tmp_path: P
         refuse_changes([("model.layers", 2, 3)], tmp_path, own=False)
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.sequence_tokens=8", "data.sequence_tokens=256, now data.sequence_tokens=8"),
+        ("data.tokenizer.vocab_size=300", "data.tokenizer.vocab_size=32000, now data.tokenizer.vocab_size=300"),
+        ("data.tokenizer.file=/a.json", "data.tokenizer.file=null, now data.tokenizer.file=/a.json"),
+        ("sparsity.include=['*q_proj']", "sparsity.include=null, now sparsity.include="),
+    ],
+)
+def test_another_run_has_the_windows_and_the_vocabulary_of_these_weights(
+    tmp_path: Path, override: str, told: str
+) -> None:
+    changes = changed_settings(to_dict(compose([])), to_dict(compose([override])))
+    with pytest.raises(CheckpointError, match=told):
+        refuse_changes(changes, tmp_path, own=False)
+
+
 def test_fewer_steps_than_are_done_are_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoints" / "step_00000008"
     saved = {"config": to_dict(compose([])), "step": 8}

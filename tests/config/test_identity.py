@@ -1,11 +1,15 @@
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from smet_train.config import sharded, unread
 from smet_train.config.compose import compose
-from smet_train.config.fields import leaves
-from smet_train.config.identity import default_run_folder, fresh_folder, run_identity
+from smet_train.config.continuation import CHANGEABLE_KEYS, FIXED_KEYS, SAME_MODEL_KEYS
+from smet_train.config.fields import leaves, matches
+from smet_train.config.identity import VOLATILE_KEYS, default_run_folder, fresh_folder, lasting_settings, run_identity
+from smet_train.config.paths import PATH_KEYS
 from smet_train.config.plain import flatten, save_config, to_dict
 from smet_train.config.schema import Config
 
@@ -26,6 +30,39 @@ def test_a_run_keeps_its_name_when_what_changes_is_volatile() -> None:
     same = run_identity(compose([]))
     assert {run_identity(compose([override])) for override in VOLATILE} == {same}
     assert len({same, *(run_identity(compose([override])) for override in LASTING)}) == 1 + len(LASTING)
+
+
+LISTS: dict[str, Iterable[str]] = {
+    "fixed": FIXED_KEYS,
+    "changeable": CHANGEABLE_KEYS,
+    "volatile": VOLATILE_KEYS,
+    "of the model": SAME_MODEL_KEYS,
+    "paths": PATH_KEYS,
+    "without effect": {key for _, keys, _ in unread.RULES for key in keys},
+    "switches": unread.SWITCHES,
+    "not when sharded": [key for key, *_ in sharded.REFUSED],
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_every_entry_of_every_list_of_settings_is_a_setting_or_a_section(name: str) -> None:
+    keys = [leaf.key for leaf in leaves(Config())]
+    for entry in LISTS[name]:
+        assert any(matches(key, [entry]) for key in keys), entry
+
+
+def test_every_setting_may_change_or_may_not() -> None:
+    for leaf in leaves(Config()):
+        assert matches(leaf.key, FIXED_KEYS) != matches(leaf.key, CHANGEABLE_KEYS), leaf.key
+        if matches(leaf.key, VOLATILE_KEYS):
+            assert not matches(leaf.key, SAME_MODEL_KEYS), leaf.key
+
+
+def test_a_setting_matches_by_its_whole_name_or_by_its_section() -> None:
+    for entry, matched in (("train.steps", True), ("train.", True), ("train.step", False), ("train", False)):
+        assert matches("train.steps", [entry]) == matched
+    volatile = {"plugins": [], "train": {"steps": 1, "steps_more": 2}, "data": {"retries": 1}}
+    assert lasting_settings(volatile) == {"train.steps_more": 2}
 
 
 def test_plain_settings_are_yaml_and_hold_every_setting(tmp_path: Path) -> None:

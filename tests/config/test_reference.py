@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 
 from smet_train.config.compose import compose
-from smet_train.config.continuation import CHANGEABLE_KEYS, FIXED_KEYS, matches
-from smet_train.config.fields import leaves
+from smet_train.config.continuation import CHANGEABLE_KEYS, FIXED_KEYS
+from smet_train.config.fields import leaves, matches
 from smet_train.config.locate import group_options, groups
 from smet_train.config.reference import main, reference_text
 from smet_train.config.schema import Config

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from smet_train.config.continuation import CHANGEABLE_KEYS, FIXED_KEYS, matches
-from smet_train.config.fields import Leaf, leaves, spell, value_at
+from smet_train.config.continuation import CHANGEABLE_KEYS, FIXED_KEYS
+from smet_train.config.fields import Leaf, leaves, matches, spell, value_at
 from smet_train.config.launch import resume
 from smet_train.config.paths import with_absolute_paths
 from smet_train.config.schema import Config
