@@ -26,10 +26,15 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block's training documents, in the order in which they are trained on, and where the next block begins."""
+    """A block's training documents, in the order in which they are trained on, the place of each (see DocumentStream),
+    and where the next block begins."""
 
     documents: list[str]
+    places: list[tuple[str, str]]
     following: Position
+
+
+_Row = tuple[str, tuple[str, str]]  # a document and its place
 
 
 class BlockReader:
@@ -58,9 +63,10 @@ class BlockReader:
         empty_epochs = 0
         while True:
             rows, following = self._read_rows(position)
-            kept = [row for row in rows if not is_validation(row, self._validation_fraction)]
+            kept = [row for row in rows if not is_validation(row[0], self._validation_fraction)]
             if kept:
-                return Block(self._permuted(kept, position), following)
+                documents, places = zip(*self._permuted(kept, position), strict=True)
+                return Block(list(documents), list(places), following)
             # A whole epoch was seen without a training document once two epochs have ended on the way.
             empty_epochs += following.epoch > position.epoch
             if empty_epochs == 2:
@@ -76,16 +82,16 @@ class BlockReader:
         if stream is not None:
             stream.end()
 
-    def _read_rows(self, position: Position) -> tuple[list[str], Position]:
+    def _read_rows(self, position: Position) -> tuple[list[_Row], Position]:
         if self._stream is None or self._at != position:
             order = (self._seed, position.epoch) if self._shuffled else None
             self._stream = self._source.documents(order, position.state)
         self._at = None  # nowhere, if it fails
         bad = self._stream.bad
-        rows: list[str] = []
+        rows: list[_Row] = []
         failed = False
         try:
-            rows.extend(islice(self._stream, self._rows))
+            rows.extend((text, self._stream.place) for text in islice(self._stream, self._rows))
         except DataError:
             # In the source's own order, what comes before is trained on; a shuffled block is whole or none.
             if self._shuffled or not rows:
@@ -103,8 +109,8 @@ class BlockReader:
         self._at = following
         return rows, following
 
-    def _permuted(self, documents: list[str], position: Position) -> list[str]:
+    def _permuted(self, rows: list[_Row], position: Position) -> list[_Row]:
         if not self._shuffled:
-            return documents
-        order = np.random.default_rng([self._seed, position.epoch, position.block]).permutation(len(documents))
-        return [documents[i] for i in order]
+            return rows
+        order = np.random.default_rng([self._seed, position.epoch, position.block]).permutation(len(rows))
+        return [rows[i] for i in order]

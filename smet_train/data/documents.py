@@ -19,5 +19,9 @@ class DocumentStream(Iterator[str], Protocol):
     def bad(self) -> int:
         """Documents of this pass that were left out, those before a position that was taken up included."""
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Where the last document came from: its file or source, and where it ends in that ("line 7")."""
+
     def end(self) -> None:
         """Wait for nothing any more: a source that can't be reached fails at once. For another thread."""

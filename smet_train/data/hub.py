@@ -23,7 +23,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, 
 from smet_train.data.documents import State
 from smet_train.data.records import checked
 from smet_train.data.retry import Retries
-from smet_train.data.rules import ReadRules, Tally
+from smet_train.data.rules import Fault, ReadRules, Tally
 from smet_train.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -202,6 +202,23 @@ def shuffle_shards(dataset: IterableDataset, order: tuple[int, int]) -> Iterable
     return dataset.shuffle(generator=np.random.default_rng(order), buffer_size=1, max_buffer_input_shards=1)
 
 
+class _Unreadable(Exception):
+    """The rest of a file of a data set can't be read; the message says why."""
+
+
+def _next_file(state: State) -> State | None:
+    """The position in a data set at the beginning of the file behind that of ``state``; None if it names no file."""
+    if "shard_idx" in state:
+        return {**state, "shard_idx": state["shard_idx"] + 1, "shard_example_idx": 0}
+    inner = state.get("examples_iterable")
+    behind = _next_file(inner) if isinstance(inner, dict) else None
+    if behind is None:
+        return None
+    # Where datasets cuts tables into rows, it counts from the place before the table.
+    counts = {"previous_state": None, "num_chunks_since_previous_state": 0, "cropped_chunk_length": 0}
+    return {**state, **{key: value for key, value in counts.items() if key in state}, "examples_iterable": behind}
+
+
 class HubStream:
     """A :class:`~smet_train.data.documents.DocumentStream` over a data set of the hub; the position is datasets' own.
 
@@ -240,8 +257,12 @@ class HubStream:
 
     def __next__(self) -> str:
         while True:
-            row = self._next_row()
             place = f"row {self._row + 1}"
+            try:
+                row = self._next_row()
+            except _Unreadable as error:
+                self._pass_over_file(Fault(f"from {place} on", str(error)))
+                continue
             content = checked(row.get(self._field), self._field, self._columns, place, self._longest_bytes)
             text = self._tally.taken(content, self._name)
             self._at, self._row = self._dataset.state_dict(), self._row + 1
@@ -257,6 +278,11 @@ class HubStream:
         """Documents left out so far in this pass."""
         return self._tally.bad
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Where the last document came from: the data set, and its row there."""
+        return self._name, f"row {self._row}"
+
     def end(self) -> None:
         """Wait for no further try: a read that fails from now on raises at once. For another thread."""
         self._retries.end()
@@ -267,6 +293,19 @@ class HubStream:
             self._dataset.load_state_dict(self._at)
         self._rows = iter(self._dataset)
 
+    def _pass_over_file(self, fault: Fault) -> None:
+        """Go on in the file behind the one that can't be read further.
+
+        Raises:
+            DataError: if ``fault`` may not be passed over.
+        """
+        behind = _next_file(self._dataset.state_dict())
+        if behind is None:
+            raise DataError(f"can't read {fault.of(self._name)}")
+        self._tally.note(self._name, fault)
+        self._at = behind
+        self._open()
+
     def _next_row(self) -> dict[str, Any]:
         while True:
             try:
@@ -275,7 +314,7 @@ class HubStream:
                 raise
             except Exception as error:  # the boundary to datasets, fsspec and pyarrow, each with its own exceptions
                 if _is_content(error):
-                    raise DataError(f"can't read {self._name}: {type(error).__name__}: {_one_line(error)}") from error
+                    raise _Unreadable(f"{type(error).__name__}: {_one_line(error)}") from error
                 self._retries.wait(self._name, error)
                 self._open()
                 continue

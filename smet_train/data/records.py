@@ -142,13 +142,16 @@ def parquet_reader(field: str, longest_bytes: int) -> FileReader:
 def _parquet_file(raw: Any) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(raw, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+    except Exception as error:  # the boundary to pyarrow
         _reraise_if_passing(error)
         raise Damaged(f"it is not a Parquet file, or damaged ({error})") from error
 
 
 def _reraise_if_passing(error: Exception) -> None:
-    """pyarrow's own errors have no number; those of the system and the network do, or are kinds of their own."""
+    """Raises an error of the system or the network, which has a number or is a kind of its own, or of memory that is
+    short; pyarrow's own are not."""
+    if isinstance(error, MemoryError):
+        raise error
     if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
         raise error
 
@@ -166,7 +169,7 @@ def _row_group(
                         yield checked(value, field, [field], f"row {rows_before + row}", longest_bytes), [number, row]
             else:
                 row += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except Exception as error:  # the boundary to pyarrow
         _reraise_if_passing(error)
         yield Fault(f"row group {number + 1}", f"it is damaged ({' '.join(str(error).split())[:200]})"), [number + 1, 0]
 

@@ -11,15 +11,17 @@ class SequenceStream:
     """A :class:`~smet_train.data.documents.DocumentStream` over anything with ``len()`` and ``[i]``, in its order.
 
     Args:
+        count: of the documents.
         name: of the source, for messages.
         told: see :class:`Tally`.
         state: of an earlier stream over the same documents, to go on after it.
     """
 
     def __init__(
-        self, documents: Sequence[str], name: str, rules: ReadRules, told: set[str], state: State | None
+        self, documents: Sequence[str], count: int, name: str, rules: ReadRules, told: set[str], state: State | None
     ) -> None:
         self._documents = documents
+        self._count = count
         self._name = name
         self._most_bytes = rules.max_document_bytes
         self._tally = Tally(rules, told, (state["good"], state["bad"]) if state else (0, 0))
@@ -29,7 +31,7 @@ class SequenceStream:
         return self
 
     def __next__(self) -> str:
-        while self._at < len(self._documents):
+        while self._at < self._count:
             text = self._tally.taken(self._read(self._at), self._name)
             self._at += 1
             if text is not None:
@@ -58,6 +60,11 @@ class SequenceStream:
     def bad(self) -> int:
         """Documents of this pass that were left out."""
         return self._tally.bad
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Where the last document came from: the source, and its number there."""
+        return self._name, f"document {self._at - 1}"
 
     def end(self) -> None:
         """Nothing is waited for."""

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -25,7 +25,8 @@ class FileSet:
     """The files of a source, and how they are read.
 
     ``where`` is the source for messages; ``told`` holds files of which a fault was logged. ``manifest`` has the names
-    by which a pass is ordered and taken up: where a run goes on, those that the files had when it began.
+    by which a pass is ordered and taken up: where a run goes on, those that the files had when it began. ``place`` says
+    what a position in a file is the end of.
     """
 
     where: str
@@ -33,6 +34,7 @@ class FileSet:
     manifest: Manifest
     read: FileReader
     rules: ReadRules
+    place: Callable[[list[int]], str]
     allow_changed: bool = False
     told: set[str] = field(default_factory=set)
 
@@ -105,6 +107,7 @@ class ShardStream:
             counts = (state["good"], state["bad"])
         self._tally = Tally(files.rules, files.told, counts)
         self._retries = Retries(files.rules.retries)
+        self._last: tuple[str, list[int]] = "", []
 
     def __iter__(self) -> "ShardStream":
         return self
@@ -119,6 +122,7 @@ class ShardStream:
             text = self._tally.taken(content, self._path)
             self._at = after  # not before a fault was passed over: what ends a run ends the next one too
             if text is not None:
+                self._last = self._path, after
                 return text
         raise StopIteration
 
@@ -142,6 +146,12 @@ class ShardStream:
     def last_fault(self) -> str:
         """The last document that was left out and why, "" if none was."""
         return self._tally.last
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Where the last document came from: its file, and where it ends in that."""
+        path, at = self._last
+        return path, self._files.place(at)
 
     def end(self) -> None:
         """Wait for no further try: a read that fails from now on raises at once. For another thread."""

@@ -15,7 +15,7 @@ from smet_train.data.records import FileReader, by_count, jsonl_reader, parquet_
 from smet_train.data.rules import ReadRules
 from smet_train.data.sequence import SequenceStream
 from smet_train.data.shards import FileSet, ShardStream
-from smet_train.errors import DataError
+from smet_train.errors import DataError, SmetError
 
 
 @dataclass(frozen=True)
@@ -112,25 +112,38 @@ def _open_python_source(spec: SourceSpec, cache_dir: Path | None) -> Source:
     description = (
         f"the Python standard library's source: {len(found.paths)} files, {files.human_bytes(found.size_bytes)}"
     )
-    return _file_source(spec, found.paths, python_reader, cache_dir, "data.source=python_source", description)
+    return _file_source(
+        spec,
+        found.paths,
+        python_reader,
+        cache_dir,
+        lambda at: f"piece {at[0]}",
+        "data.source=python_source",
+        description,
+    )
 
 
 def _open_text(spec: SourceSpec, cache_dir: Path | None) -> Source:
     names = files.readable_files(_expand(spec), None if _skips(spec) else files.check_text_head)
     reader = text_reader(spec.text_unit, spec.rules.max_document_bytes)
-    return _file_source(spec, names, reader, cache_dir, settings=spec.text_unit)
+    return _file_source(spec, names, reader, cache_dir, _line, settings=spec.text_unit)
 
 
 def _open_jsonl(spec: SourceSpec, cache_dir: Path | None) -> Source:
     names = files.readable_files(_expand(spec), None if _skips(spec) else files.check_text_head)
     reader = jsonl_reader(spec.text_field, spec.rules.max_document_bytes)
-    return _file_source(spec, names, reader, cache_dir, settings=spec.text_field)
+    return _file_source(spec, names, reader, cache_dir, _line, settings=spec.text_field)
 
 
 def _open_parquet(spec: SourceSpec, cache_dir: Path | None) -> Source:
     names = files.readable_files(_expand(spec), None if _skips(spec) else files.check_parquet_head)
     reader = parquet_reader(spec.text_field, spec.rules.max_document_bytes)
-    return _file_source(spec, names, reader, cache_dir, settings=spec.text_field)
+    place = lambda at: f"row group {at[0] + 1}, row {at[1]}"  # noqa: E731
+    return _file_source(spec, names, reader, cache_dir, place, settings=spec.text_field)
+
+
+def _line(at: list[int]) -> str:
+    return f"line {at[1]}"
 
 
 def _skips(spec: SourceSpec) -> bool:
@@ -143,6 +156,7 @@ def _file_source(
     paths: Sequence[str],
     reader: FileReader,
     cache_dir: Path | None,
+    place: Callable[[list[int]], str],
     name: str | None = None,
     description: str | None = None,
     settings: str = "",
@@ -154,7 +168,7 @@ def _file_source(
             raise DataError(f"data.files: {error}", exit_status=1) from error
 
     name = name or f"data.files={list(spec.files)}"
-    opened = FileSet(name, paths, take(None), reader, spec.rules, spec.allow_changed_source)
+    opened = FileSet(name, paths, take(None), reader, spec.rules, place, spec.allow_changed_source)
     opened.watch()
     return Source(
         identity=hashlib.sha256(f"{spec.kind} {settings}".encode()).hexdigest(),
@@ -236,16 +250,24 @@ def register_source(name: str, documents: Callable[[SourceSpec], Sequence[str]])
         raise DataError(f"there is a source data.source={name} already; give yours another name")
 
     def opened(spec: SourceSpec, _cache_dir: Path | None) -> Source:
-        held = documents(spec)
+        try:
+            held = documents(spec)
+            count = len(held)
+        except SmetError:
+            raise
+        except Exception as error:  # the boundary to code that is not ours
+            raise DataError(
+                f"data.source={name}: its code ended by {type(error).__name__}: {error}", exit_status=1
+            ) from error
         told: set[str] = set()
-        read = (spec.kind, len(held), spec.files, spec.name, spec.subset, spec.split, spec.text_field, spec.text_unit)
+        read = (spec.kind, count, spec.files, spec.name, spec.subset, spec.split, spec.text_field, spec.text_unit)
         return Source(
             identity=hashlib.sha256(repr(read).encode()).hexdigest(),
-            description=f"{name}: {len(held):,} documents",
+            description=f"{name}: {count:,} documents",
             name=f"data.source={name}",
             rules=spec.rules,
             is_known=False,  # what its code gives may change behind the same settings
-            _open=lambda _order, state: SequenceStream(held, f"data.source={name}", spec.rules, told, state),
+            _open=lambda _order, state: SequenceStream(held, count, f"data.source={name}", spec.rules, told, state),
         )
 
     SOURCES[name] = opened

@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from smet_train.data.blocks import Block, BlockReader, Position
+from smet_train.data.rules import Fault, Tally
 from smet_train.data.sources import Source
 from smet_train.data.tokenizer import TextTokenizer
 from smet_train.errors import DataError
@@ -58,12 +60,14 @@ class TokenWindows(Iterator[list[int]]):
         }
         self._position = Position()  # of the current block
         self._block: Block | None = None  # None: not yet read
-        self._encoded: dict[int, list[int]] = {}  # documents of the block that are tokenized
+        self._encoded: dict[int, list[int] | Fault] = {}  # documents of the block that are tokenized
         self._document = 0  # the current one, in the block
         self._token = 0  # the next one, in the document
         self._overlap = tokenizer.eos_id
         self._documents = 0  # that were used up
         self._tokens = 0  # that were targets
+        self._told: set[str] = set()
+        self._encodable = Tally(source.rules, self._told)  # of this epoch
 
     def __next__(self) -> list[int]:
         """The next window.
@@ -97,6 +101,7 @@ class TokenWindows(Iterator[list[int]]):
             "document": self._document,
             "token": self._token,
             "overlap": self._overlap,
+            "encodable": [self._encodable.good, self._encodable.bad],
             "documents": self._documents,
             "tokens": self._tokens,
         }
@@ -117,6 +122,8 @@ class TokenWindows(Iterator[list[int]]):
         self._block, self._encoded = None, {}
         self._document, self._token, self._overlap = state["document"], state["token"], state["overlap"]
         self._documents, self._tokens = state["documents"], state["tokens"]
+        # States of earlier versions, in which such a document ended the run, have no count of them.
+        self._encodable = Tally(self._source.rules, self._told, tuple(state.get("encodable", (0, 0))))
 
     def _check_identity(self, saved: dict[str, Any]) -> None:
         for key, now in self._identity.items():
@@ -156,18 +163,27 @@ class TokenWindows(Iterator[list[int]]):
         if self._block is None:
             self._block = self._reader.read(self._position)
         if self._document >= len(self._block.documents):  # beyond it in a block that has become shorter
+            if self._block.following.epoch > self._position.epoch:
+                self._encodable = Tally(self._source.rules, self._told)
             self._position = self._block.following
             self._block = self._reader.read(self._position)
             self._encoded, self._document = {}, 0
         if self._document not in self._encoded:
             self._encoded = self._encode_group(self._block.documents, self._document)
-        return self._encoded[self._document]
+        tokens = self._encoded[self._document]
+        if isinstance(tokens, Fault):
+            file, place = self._block.places[self._document]
+            self._encodable.note(file, replace(tokens, place=place))
+            tokens = self._encoded[self._document] = []
+        elif self._token == 0:
+            self._encodable.good += 1
+        return tokens
 
-    def _encode_group(self, documents: list[str], first: int) -> dict[int, list[int]]:
+    def _encode_group(self, documents: list[str], first: int) -> dict[int, list[int] | Fault]:
         end, characters = first, 0
         while end < min(len(documents), first + _GROUP_DOCUMENTS) and characters < _GROUP_CHARACTERS:
             characters += len(documents[end])
             end += 1
         eos = self._tokenizer.eos_id
-        encoded = self._tokenizer.encode_many(documents[first:end])
-        return {first + i: [*tokens, eos] for i, tokens in enumerate(encoded)}
+        encoded = self._tokenizer.encode_each(documents[first:end])
+        return {first + i: ids if isinstance(ids, Fault) else [*ids, eos] for i, ids in enumerate(encoded)}

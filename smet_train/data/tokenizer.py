@@ -11,6 +11,7 @@ from tokenizers.decoders import DecodeStream
 
 from smet_train.data import cache
 from smet_train.data.files import human_bytes
+from smet_train.data.rules import Fault
 from smet_train.data.sources import Source
 from smet_train.data.split import advice_on_documents, is_validation
 from smet_train.errors import DataError
@@ -22,6 +23,16 @@ MIN_VOCAB_SIZE = 257  # every byte and the end-of-text token
 # Tried in this order where no tokenizer_config.json says which it is.
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 _FORMAT = "byte-level BPE 1"
+
+
+# Of the interpreter and the machine, not of a text.
+_OURS = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
+# Letters of scripts that few vocabularies hold all of: what becomes of them becomes of whatever a vocabulary lacks.
+_RARE_LETTERS = "\u00e9\u0416\u05d0\u0e01\u10d0\u3042\u6f22\uac00\U00010348\u169b"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _write_utf8(path: Path, text: str) -> None:
@@ -72,12 +83,32 @@ class TextTokenizer:
         return cls(Tokenizer.from_str(text), eos_token)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text``, without any special token."""
-        return self.encode_many([text])[0]
+        """Ids of ``text``, without any special token.
+
+        Raises:
+            DataError: if the tokenizer has none for it.
+        """
+        ids = self.encode_each([text])[0]
+        if isinstance(ids, Fault):
+            raise DataError(
+                f"{text[:40]!r}: {ids.reason}; write a text without such letters, or take another tokenizer"
+            )
+        return ids
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text; in parallel, and other threads run meanwhile."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_each(self, texts: Sequence[str]) -> list["list[int] | Fault"]:
+        """Ids of each text, or why the tokenizer has none for it."""
+        try:
+            return list(self.encode_many(texts))
+        except _OURS:
+            raise
+        except BaseException as error:  # tokenizers raises Exception itself, and what Rust panics by is none
+            if len(texts) == 1:
+                return [Fault("", f"the tokenizer can't encode it ({_one_line(error)})")]
+        return [self.encode_each([text])[0] for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, special tokens spelled out."""
@@ -136,14 +167,36 @@ def load_tokenizer(file: str | None, hub_name: str | None) -> TextTokenizer | No
     if file is not None:
         loaded = TextTokenizer.from_file(Path(file).expanduser())
         log.info("tokenizer: %s, %d tokens", file, loaded.vocab_size)
+        _tell_of_unknown_letters(loaded)
         return loaded
     if hub_name is not None:
         from smet_train.data.hub import fetch_tokenizer  # with it comes datasets, which takes most of a second
 
         loaded = TextTokenizer.from_file(fetch_tokenizer(hub_name))
         log.info("tokenizer: %s from the hub, %d tokens", hub_name, loaded.vocab_size)
+        _tell_of_unknown_letters(loaded)
         return loaded
     return None
+
+
+def _tell_of_unknown_letters(tokenizer: TextTokenizer) -> None:
+    """Say so if a letter that the vocabulary lacks makes a text bad, or is left out of it."""
+    encoded = dict(zip(_RARE_LETTERS, tokenizer.encode_each(list(_RARE_LETTERS)), strict=True))
+    failing = [letter for letter, ids in encoded.items() if isinstance(ids, Fault)]
+    dropped = [letter for letter, ids in encoded.items() if ids == []]
+    if failing:
+        log.warning(
+            "tokenizer: it has no token for what its vocabulary lacks, such as %s: a document that holds such a letter "
+            "is a bad one (see data.on_bad). Give its model an unk_token (Unigram: unk_id) or byte_fallback, or leave "
+            "data.tokenizer out to train one that knows every byte",
+            " ".join(failing),
+        )
+    if dropped:
+        log.warning(
+            "tokenizer: it leaves out what its vocabulary lacks, such as %s. Give its model an unk_token or "
+            "byte_fallback, or leave data.tokenizer out to train one that knows every byte",
+            " ".join(dropped),
+        )
 
 
 def prepare_tokenizer(

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from smet_train.data import cache
+from smet_train.data.rules import Fault, Tally
 from smet_train.data.sources import Source
 from smet_train.data.split import advice_on_documents, is_validation
 from smet_train.data.tokenizer import TextTokenizer
@@ -59,10 +61,17 @@ def _held_out_ids(
 ) -> np.ndarray:
     """The first ``n_tokens`` ids of the held-out documents, or all; an end-of-text token first and after each."""
     ids, n_documents = [tokenizer.eos_id], 0
-    for document in source.documents():
+    documents, tally = source.documents(), Tally(source.rules, set())
+    for document in documents:
         n_documents += 1
         if is_validation(document, fraction):
-            ids += [*tokenizer.encode(document), tokenizer.eos_id]
+            encoded = tokenizer.encode_each([document])[0]
+            if isinstance(encoded, Fault):
+                file, place = documents.place
+                tally.note(file, replace(encoded, place=place))
+                continue
+            tally.good += 1
+            ids += [*encoded, tokenizer.eos_id]
             if len(ids) >= n_tokens:
                 break
     if len(ids) <= sequence_tokens:

@@ -139,3 +139,23 @@ def test_what_is_no_failure_of_the_network_is_not_taken_for_one(
     with pytest.raises(DataError, match=told) as raised:
         open_source(SourceSpec("hub", name="a/b"))
     assert raised.value.exit_status == exit_status
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_damaged_file_of_the_hub_is_told_or_passed_over(tmp_path: Path, kind: str) -> None:
+    texts = [f"text {number}" for number in range(12)]
+    spec = write_hub_shards(tmp_path, kind, [{"text": texts[first : first + 4]} for first in (0, 4, 8)])
+    damaged = tmp_path / f"train-1.{kind}"
+    damaged.write_bytes(damaged.read_bytes()[:-6])
+    with pytest.raises(DataError, match=r"from row 5 on: \w+: .*; mend it, or write data.on_bad=skip"):
+        list(open_source(spec).documents())
+    source = open_source(replace(spec, rules=ReadRules(on_bad="skip")))
+    stream = source.documents()
+    for number, text in enumerate([*texts[:4], *texts[8:]]):
+        state = json.loads(json.dumps(stream.state_dict()))
+        assert [next(stream), stream.bad] == [text, int(number > 3)]
+        if number:
+            assert list(source.documents(state=state)) == [*texts[:4], *texts[8:]][number:]
+    assert next(stream, None) is None
+    for seed in range(3):
+        assert sorted(source.documents((seed, 0))) == sorted([*texts[:4], *texts[8:]])

@@ -362,7 +362,7 @@ def test_the_hub_is_asked_again_from_the_row_where_it_failed() -> None:
 def test_what_is_wrong_with_a_row_or_a_file_of_the_hub_is_told() -> None:
     with pytest.raises(DataError, match=r"a/b row 2: it has no text in data.text_field='text'"):
         list(hub_stream(ConnectionError("lost"), "error"))
-    with pytest.raises(DataError, match=r"can't read a/b: ArrowInvalid: damaged") as told:
+    with pytest.raises(DataError, match=r"can't read a/b from row 4 on: ArrowInvalid: damaged") as told:
         list(hub_stream(pa.ArrowInvalid("damaged"), "skip"))
     assert told.value.exit_status == 2
 

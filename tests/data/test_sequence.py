@@ -34,7 +34,7 @@ def as_before() -> Iterator[None]:
 
 
 def stream(documents: Sequence[str], rules: ReadRules, state: Any = None) -> SequenceStream:
-    return SequenceStream(documents, "mine", rules, set(), state)
+    return SequenceStream(documents, len(documents), "mine", rules, set(), state)
 
 
 def test_every_position_is_taken_up() -> None:
@@ -110,3 +110,27 @@ def test_a_source_of_another_length_or_setting_is_another() -> None:
     assert open_source(SourceSpec("mine")).identity != one.identity
     with pytest.raises(DataError, match="data.source=mine already"):
         register_source("mine", lambda _: texts)
+
+
+def test_code_of_a_source_that_fails_when_it_is_opened_is_named() -> None:
+    class Endless(Faulty):
+        def __len__(self) -> int:
+            raise RuntimeError("no end")
+
+    def fail(_: SourceSpec) -> Sequence[str]:
+        raise KeyError("corpus")
+
+    register_source("endless", lambda _: Endless())
+    register_source("failing", fail)
+    with pytest.raises(DataError, match="data.source=endless: its code ended by RuntimeError: no end") as told:
+        open_source(SourceSpec("endless"))
+    assert told.value.exit_status == 1
+    with pytest.raises(DataError, match="data.source=failing: its code ended by KeyError: 'corpus'"):
+        open_source(SourceSpec("failing"))
+
+    def refuse(_: SourceSpec) -> Sequence[str]:
+        raise DataError("data.files: mine needs one")
+
+    register_source("refusing", refuse)
+    with pytest.raises(DataError, match="^data.files: mine needs one$"):
+        open_source(SourceSpec("refusing"))

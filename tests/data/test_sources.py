@@ -276,3 +276,24 @@ def test_a_hub_data_set_that_does_not_exist_is_a_users_mistake(monkeypatch: pyte
 )
 def test_bytes_for_people(n_bytes: float, text: str) -> None:
     assert human_bytes(int(n_bytes)) == text
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no codec"), TypeError("no type"), KeyError("no key")])
+def test_any_error_of_the_library_that_reads_parquet_is_a_fault_of_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    source = opened("parquet", tmp_path / "a.parquet")
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
+    with pytest.raises(DataError, match=r"a\.parquet row group 1: it is damaged \(.*no "):
+        list(source.documents())
+    error = MemoryError("no memory")
+    with pytest.raises(MemoryError):
+        list(source.documents())
+    monkeypatch.setattr(pq, "ParquetFile", fail)
+    with pytest.raises(MemoryError):
+        list(source.documents())
