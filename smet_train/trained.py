@@ -101,7 +101,7 @@ def _tokenizer(checkpoint: Path, content_hash: str) -> TextTokenizer:
             "run's tokenizer.json and tokenizer_config.json there"
         )
     tokenizer = TextTokenizer.from_file(path)
-    if tokenizer.content_hash != content_hash:
+    if not tokenizer.is_of(content_hash):
         raise CheckpointError(
             f"{path} is not the tokenizer that {checkpoint.name} was trained with; copy the run's own tokenizer.json "
             "and tokenizer_config.json there"

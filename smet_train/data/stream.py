@@ -127,7 +127,7 @@ class TokenWindows(Iterator[list[int]]):
 
     def _check_identity(self, saved: dict[str, Any]) -> None:
         for key, now in self._identity.items():
-            if saved.get(key) == now:
+            if saved.get(key) == now or (key == "tokenizer" and self._tokenizer.is_of(str(saved.get(key)))):
                 continue
             if key in ("source", "tokenizer"):
                 raise DataError(

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.decoders import DecodeStream
 
 from smet_train.data import cache
+from smet_train.data.encoder import encoder_of, unknown_share, without_dropout
 from smet_train.data.files import human_bytes
 from smet_train.data.rules import Fault
 from smet_train.data.sources import Source
@@ -23,12 +26,21 @@ MIN_VOCAB_SIZE = 257  # every byte and the end-of-text token
 # Tried in this order where no tokenizer_config.json says which it is.
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 _FORMAT = "byte-level BPE 1"
+_SAMPLED_CHARACTERS = 200_000  # of the source, in which unknown ones are counted
+_TOLD_SHARE = 0.01
+# The time that a trainer takes grows with the square of the longest word; no word of any language is as long.
+_LONGEST_WORD = 1000
+_LONG_RUN = re.compile(rf"\S{{{_LONGEST_WORD},}}|\s{{{_LONGEST_WORD},}}")
 
 
 # Of the interpreter and the machine, not of a text.
 _OURS = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
 # Letters of scripts that few vocabularies hold all of: what becomes of them becomes of whatever a vocabulary lacks.
 _RARE_LETTERS = "\u00e9\u0416\u05d0\u0e01\u10d0\u3042\u6f22\uac00\U00010348\u169b"
+
+
+def _hash(tokenizer: Tokenizer, eos_token: str) -> str:
+    return hashlib.sha256(f"{eos_token}\0{tokenizer.to_str()}".encode()).hexdigest()
 
 
 def _one_line(error: BaseException) -> str:
@@ -46,6 +58,8 @@ class TextTokenizer:
         vocab_size: one more than the largest id.
         eos_token, eos_id: the token that ends each document, and its id.
         content_hash: SHA-256 (hex) of the tokenizer and its end-of-text token; equal after saving and loading.
+        encoding_hash: that of what encodes, which is another where texts may spell a special token.
+        given_hash: that of the tokenizer as it was given, with a dropout that is switched off here.
     """
 
     def __init__(self, tokenizer: Tokenizer, eos_token: str) -> None:
@@ -53,13 +67,17 @@ class TextTokenizer:
         tokenizer.no_padding()
         # A document that spells "<|endoftext|>" gets the characters, not the token.
         tokenizer.encode_special_tokens = True
+        self.given_hash: str = _hash(tokenizer, eos_token)
+        without_dropout(tokenizer)
         self._tokenizer = tokenizer
+        self._encoder = encoder_of(tokenizer, eos_token)
         self.eos_token = eos_token
         eos_id = tokenizer.token_to_id(eos_token)
         assert eos_id is not None  # every caller has looked it up
         self.eos_id: int = eos_id
         self.vocab_size: int = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self.content_hash: str = hashlib.sha256(f"{eos_token}\0{tokenizer.to_str()}".encode()).hexdigest()
+        self.content_hash: str = _hash(tokenizer, eos_token)
+        self.encoding_hash: str = _hash(self._encoder, eos_token)
 
     @classmethod
     def from_file(cls, path: Path) -> "TextTokenizer":
@@ -82,6 +100,10 @@ class TextTokenizer:
         """Of what :meth:`to_json` gives, and the token that ends each document."""
         return cls(Tokenizer.from_str(text), eos_token)
 
+    def is_of(self, content_hash: str) -> bool:
+        """Whether ``content_hash`` is of this tokenizer, or of it with its dropout, as earlier versions took it."""
+        return content_hash in (self.content_hash, self.given_hash)
+
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, without any special token.
 
@@ -97,7 +119,7 @@ class TextTokenizer:
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text; in parallel, and other threads run meanwhile."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [encoding.ids for encoding in self._encoder.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_each(self, texts: Sequence[str]) -> list["list[int] | Fault"]:
         """Ids of each text, or why the tokenizer has none for it."""
@@ -109,6 +131,10 @@ class TextTokenizer:
             if len(texts) == 1:
                 return [Fault("", f"the tokenizer can't encode it ({_one_line(error)})")]
         return [self.encode_each([text])[0] for text in texts]
+
+    def unknown_share(self, texts: list[str]) -> tuple[float, float]:
+        """Fractions of the characters of ``texts`` that are unknown, and that are left out without a token."""
+        return unknown_share(self._encoder, texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, special tokens spelled out."""
@@ -199,6 +225,27 @@ def _tell_of_unknown_letters(tokenizer: TextTokenizer) -> None:
         )
 
 
+def _tell_of_unknown_share(tokenizer: TextTokenizer, source: Source) -> None:
+    """Say so if the vocabulary lacks much of the source's first documents."""
+    if not any(tokenizer.unknown_share(list(_RARE_LETTERS))):
+        return
+    texts: list[str] = []
+    for document in source.documents():
+        texts.append(document[:_SAMPLED_CHARACTERS])
+        if sum(map(len, texts)) >= _SAMPLED_CHARACTERS:
+            break
+    shares = tokenizer.unknown_share(texts)
+    for share, what in zip(shares, ("unknown to it: no model learns them", "left out by it"), strict=True):
+        if share >= _TOLD_SHARE:
+            log.warning(
+                "tokenizer: %.1f %% of the characters of the first %d documents are %s; take a tokenizer that was "
+                "trained on such text, or leave data.tokenizer out to train one on it",
+                100 * share,
+                len(texts),
+                what,
+            )
+
+
 def prepare_tokenizer(
     source: Source,
     *,
@@ -218,6 +265,7 @@ def prepare_tokenizer(
     """
     loaded = load_tokenizer(file, hub_name)
     if loaded is not None:
+        _tell_of_unknown_share(loaded, source)
         return loaded
     if vocab_size < MIN_VOCAB_SIZE:
         raise DataError(
@@ -298,8 +346,32 @@ def _train(texts: Sequence[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    cuts = 0
+    pieces: list[str] = []
+    for text in texts:
+        places = _cuts(text, tokenizer.pre_tokenizer)
+        cuts += len(places)
+        pieces += [text[begin:end] for begin, end in pairwise([0, *places, len(text)])]
+    if cuts:
+        log.warning(
+            "tokenizer: %d cuts in runs of more than %s letters, digits, signs or spaces, which take too long to train "
+            "on in one piece; see whether the data are the text that is meant",
+            cuts,
+            f"{_LONGEST_WORD:,}",
+        )
+    tokenizer.train_from_iterator(pieces, trainer)
     return tokenizer
+
+
+def _cuts(text: str, words: pre_tokenizers.PreTokenizer) -> list[int]:
+    """Where ``text`` is cut so that none of the ``words`` in it is longer than 1000 characters."""
+    places: list[int] = []
+    for run in _LONG_RUN.finditer(text):
+        # The space before a word belongs to it.
+        begin = max(0, run.start() - 1)
+        for _, (first, end) in words.pre_tokenize_str(text[begin : run.end()]):
+            places += range(begin + first + _LONGEST_WORD, begin + end, _LONGEST_WORD)
+    return places
 
 
 def _end_of_text(tokenizer: Tokenizer, path: Path) -> str:

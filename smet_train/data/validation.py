@@ -41,7 +41,7 @@ def validation_windows(
     """
     if windows == 0:
         return torch.empty(0, sequence_tokens + 1, dtype=torch.int64)
-    identity = (_FORMAT, source.fingerprint, tokenizer.content_hash, sequence_tokens, windows, validation_fraction)
+    identity = (_FORMAT, source.fingerprint, tokenizer.encoding_hash, sequence_tokens, windows, validation_fraction)
     # The same files hold other documents for those who leave out bad or long ones.
     read = source.rules.on_bad, source.rules.max_document_bytes
     path = cache_dir / "validation" / f"{hashlib.sha256(repr((*identity, *read)).encode()).hexdigest()[:32]}.npz"
