@@ -24,6 +24,7 @@ import threading
 import traceback
 import types
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -53,7 +54,7 @@ def _received(duplicate: Any) -> _Descriptor:
     return _Descriptor(duplicate.detach())
 
 
-class _Forked(subprocess.Popen[Any]):
+class _Forked(subprocess.Popen[Any], ABC):
     """What both kinds have in common: streams and arguments are made ready by :class:`subprocess.Popen`."""
 
     def _execute_child(self, *arguments: Any) -> None:
@@ -71,8 +72,9 @@ class _Forked(subprocess.Popen[Any]):
         ends = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
         self._close_pipe_fds(*(asked[name] for name in ends))  # type: ignore[attr-defined]
 
+    @abstractmethod
     def _fork(self, program: "_Program", prepare: Callable[[], None] | None) -> int:
-        raise NotImplementedError
+        """Start a process that prepares itself and becomes ``program``; returns its id."""
 
 
 class Popen(_Forked):
