@@ -98,6 +98,21 @@ def unpack(packed: Tensor, layout: Layout) -> Tensor:
     return index_K.to(layout.index_dtype)
 
 
+def check_packed(packed: Tensor, layout: Layout) -> None:
+    """Check that ``packed`` is what :func:`pack` makes of a valid index of ``layout``.
+
+    Kernels read it as it is: a column behind the last of its row would be read as a site of the next row by one, and
+    as memory beyond the input by another.
+
+    Raises:
+        LayoutError: naming what does not hold.
+    """
+    index_K = unpack(packed, layout)
+    layout.validate_index(index_K)
+    if not packed.is_meta and not torch.equal(pack(index_K, layout), packed):
+        raise LayoutError(f"the packed index of a {layout.shape_text} layer holds a column beyond the last")
+
+
 @torch.library.custom_op("smet::unpack_sites", mutates_args=())
 def unpack_sites(packed: Tensor, n_active: int, rows: int, columns: int, bitmap: bool) -> Tensor:
     """The active sites of a packed index in 32 bits, (or 64 where sites outgrow them).

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from smet_train.errors import LayoutError
 from smet_train.sparse.backends import Backend, get_backend
 from smet_train.sparse.dense import scatter_dense
-from smet_train.sparse.index import pack, unpack
+from smet_train.sparse.index import check_packed, pack, unpack
 from smet_train.sparse.layout import Layout
 from smet_train.sparse.shards import is_sharded
 
@@ -111,7 +112,11 @@ class SparseLinear(nn.Module):
         return self
 
     def forward(self, x_NI: Tensor) -> Tensor:
-        """(..., I) -> (..., O). Under autocast the product runs in autocast's dtype, as ``nn.Linear``'s does."""
+        """(..., I) -> (..., O). Under autocast the product runs in autocast's dtype, as ``nn.Linear``'s does.
+
+        Raises:
+            RuntimeError: that of ``nn.Linear``, if x has another width or dtype.
+        """
         plan = self._plan
         if plan is None:
             plan = self.backend.plan(self.packed_index, self.layout)
@@ -122,10 +127,18 @@ class SparseLinear(nn.Module):
         device_type = x_NI.device.type
         if torch.is_autocast_enabled(device_type):  # autocast does not see inside a custom autograd function
             dtype = torch.get_autocast_dtype(device_type)
-            x_NI, values_K = x_NI.to(dtype), values_K.to(dtype)
-            bias_O = None if bias_O is None else bias_O.to(dtype)
+            x_NI, values_K = _cast(x_NI, dtype), _cast(values_K, dtype)
+            bias_O = None if bias_O is None else _cast(bias_O, dtype)
+        # Backends take the width of x for that of W, and would reach beyond the index.
+        if x_NI.dim() == 0 or x_NI.shape[-1] != self.layout.in_features or x_NI.dtype != values_K.dtype:
+            self._refuse(x_NI, values_K)
         y_NO = self.backend.matmul(x_NI, values_K, plan)
         return y_NO if bias_O is None else y_NO + bias_O
+
+    def _refuse(self, x_NI: Tensor, values_K: Tensor) -> None:
+        """Raise what ``nn.Linear`` of this shape raises of ``x_NI``, in the words of the torch that is installed."""
+        weight_OI = values_K.new_zeros(()).expand(self.out_features, self.in_features)  # of one number
+        F.linear(x_NI, weight_OI)
 
     @torch.no_grad()
     def to_dense(self) -> Tensor:
@@ -140,7 +153,12 @@ class SparseLinear(nn.Module):
         )
 
 
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` as autocast hands it to a product: neither fp64 nor whole numbers are cast."""
+    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+
+
 def _after_load(module: nn.Module, _incompatible_keys: Any) -> None:
     assert isinstance(module, SparseLinear)
-    module.layout.validate_index(module.index)
+    check_packed(module.packed_index, module.layout)
     module.topology_changed()

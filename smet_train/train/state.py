@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from smet_train import __version__
 from smet_train.errors import CheckpointError
+from smet_train.sparse.index import check_packed
 from smet_train.sparse.ledger import sparse_layers
 from smet_train.sparse.shards import as_split, local, part_of, whole
-from smet_train.topology.whole import sites
 from smet_train.train.run import Run, TrainState
 from smet_train.train.snapshot import Snapshot
 
@@ -45,9 +45,8 @@ def restore_model(model: nn.Module, saved: dict[str, Tensor] | Any) -> None:
             )
         local(tensor).copy_(part_of(saved[name], tensor))
     for name, layer in sparse_layers(model).items():
-        layer.layout.validate_index(
-            sites(saved[f"{name}.packed_index"], layer.layout, whole)
-        )  # it may be read in parts
+        packed = saved[f"{name}.packed_index"]  # which may be read in parts
+        check_packed(whole(local(packed), packed), layer.layout)
         layer.topology_changed()
 
 

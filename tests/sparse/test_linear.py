@@ -1,11 +1,14 @@
 import copy
+from itertools import product
 
 import pytest
 import torch
+from torch import nn
 
 from smet_train.errors import LayoutError
 from smet_train.sparse import Layout, SparseLinear
 from smet_train.sparse.backends import BACKENDS
+from smet_train.sparse.index import choose_form
 from smet_train.sparse.sampling import first_index
 
 
@@ -94,3 +97,51 @@ def test_its_text_states_the_facts() -> None:
     assert repr(layer()) == (
         "SparseLinear(in_features=5, out_features=6, active=9, density=0.3, bias=True, backend=densify)"
     )
+
+
+BAD_INPUTS = {
+    "a column less": lambda: torch.ones(2, 3, 4),
+    "a column more": lambda: torch.ones(3, 6),
+    "one token of another width": lambda: torch.ones(7),
+    "a number": lambda: torch.ones(()),
+    "fp64": lambda: torch.ones(3, 5, dtype=torch.float64),
+    "whole numbers": lambda: torch.ones(3, 5, dtype=torch.long),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("bad", "autocast"),  # under autocast torch's own layer ends by an internal error of a number
+    [pair for pair in product(BAD_INPUTS, [False, True]) if pair != ("a number", True)],
+)
+def test_an_input_that_a_dense_layer_refuses_is_refused_in_its_words(backend: str, bad: str, autocast: bool) -> None:
+    x, sparse = BAD_INPUTS[bad](), layer(backend)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with pytest.raises(RuntimeError) as dense_error:
+            nn.Linear(5, 6)(x)
+        with pytest.raises(RuntimeError) as sparse_error:
+            sparse(x)
+    told, expected = str(sparse_error.value), str(dense_error.value)
+    assert told == expected or ("dtype" in told and "dtype" in expected)  # whose words depend on the bias
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])
+def test_autocast_leaves_fp64_alone_as_in_a_dense_layer(backend: str) -> None:
+    sparse, x = layer(backend).double(), torch.randn(3, 5, dtype=torch.float64)
+    expected = sparse(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(sparse(x), expected)
+
+
+def test_a_packed_column_beyond_its_row_is_refused() -> None:
+    layout, index = Layout(40, 2000, 400), torch.arange(400, dtype=torch.int32) * 200  # ten in each row
+    assert choose_form(layout) == "columns"
+    state = SparseLinear(layout, index, torch.zeros(400)).state_dict()
+    good = state["packed_index"].clone()
+    state["packed_index"][399] = 2000
+    with pytest.raises(LayoutError, match=r"reaches outside 0\.\.79999"):
+        SparseLinear(layout, index, torch.zeros(400)).load_state_dict(state)
+    state["packed_index"].copy_(good)
+    state["packed_index"][9], state["packed_index"][10] = 2050, 60  # as sites they ascend: columns 50 and 60 of row 1
+    with pytest.raises(LayoutError, match="the packed index of a 40x2000 layer holds a column beyond the last"):
+        SparseLinear(layout, index, torch.zeros(400)).load_state_dict(state)
