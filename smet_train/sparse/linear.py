@@ -1,5 +1,7 @@
 """A linear layer whose weight exists only at its active sites."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +37,7 @@ class SparseLinear(nn.Module):
     """
 
     packed_index: Tensor
+    _weight_read: Callable[[Tensor], object] | None = None
 
     def __init__(
         self, layout: Layout, index_K: Tensor, values_K: Tensor, bias_O: Tensor | None = None, backend: str = "densify"
@@ -111,13 +114,25 @@ class SparseLinear(nn.Module):
         super()._apply(fn, recurse)
         return self
 
-    def forward(self, x_NI: Tensor) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
+        """W as ``nn.Linear`` has it, (O, I), made anew each time it is read and differentiable in ``values``.
+
+        Modules that compute with a layer's weight instead of calling it work so, at the price of a dense weight and its
+        dense gradient. What is written into it would be lost, and is refused.
+        """
+        weight_OI = scatter_dense(self.values, self.index, self.layout)
+        if self._weight_read is not None:
+            self._weight_read(weight_OI)
+        return weight_OI if torch.compiler.is_compiling() else weight_OI.as_subclass(_ReadOnly)
+
+    def forward(self, input: Tensor) -> Tensor:
         """(..., I) -> (..., O). Under autocast the product runs in autocast's dtype, as ``nn.Linear``'s does.
 
         Raises:
             RuntimeError: that of ``nn.Linear``, if x has another width or dtype.
         """
-        plan = self._plan
+        x_NI, plan = input, self._plan
         if plan is None:
             plan = self.backend.plan(self.packed_index, self.layout)
             if "packed_index" in self._buffers:  # a parameter's memory is there in this pass alone
@@ -135,6 +150,15 @@ class SparseLinear(nn.Module):
         y_NO = self.backend.matmul(x_NI, values_K, plan)
         return y_NO if bias_O is None else y_NO + bias_O
 
+    @contextmanager
+    def weight_watched(self, watch: Callable[[Tensor], object]) -> Iterator[None]:
+        """Inside, ``watch`` is called with the dense weight of each read of :attr:`weight`."""
+        self._weight_read = watch
+        try:
+            yield
+        finally:
+            self._weight_read = None
+
     def _refuse(self, x_NI: Tensor, values_K: Tensor) -> None:
         """Raise what ``nn.Linear`` of this shape raises of ``x_NI``, in the words of the torch that is installed."""
         weight_OI = values_K.new_zeros(()).expand(self.out_features, self.in_features)  # of one number
@@ -151,6 +175,43 @@ class SparseLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, active={self.layout.n_values}, "
             f"density={self.layout.density:.4g}, bias={self.bias is not None}, backend={self.backend.name}"
         )
+
+
+class _ReadOnly(Tensor):
+    """A dense weight that was made for its reader, who can compute with it: what is written into it is lost."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What ``func`` gives for plain tensors; what shares memory with the weight is as it is.
+
+        Raises:
+            LayoutError: if ``func`` writes.
+        """
+        kwargs = kwargs or {}
+        written = [kwargs.get("out")]
+        if _writes(getattr(func, "__name__", "")):
+            written += args[:1] or kwargs.values()  # nn.init hands its tensor over by name
+        if any(isinstance(tensor, cls) for tensor in written):
+            raise LayoutError(
+                "the weight of a sparse layer is made anew each time it is read, so what is written into it is lost; "
+                "write into layer.values, or into the layer before it is made sparse"
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            made = func(*args, **kwargs)
+            if isinstance(made, Tensor) and any(isinstance(a, cls) and _share_memory(made, a) for a in args):
+                return made.as_subclass(cls)
+        return made
+
+
+_WRITING = {"__setitem__", "__set__", *(f"__i{name}__" for name in "add sub mul truediv floordiv mod pow".split())}
+
+
+def _writes(name: str) -> bool:
+    return name in _WRITING or (name.endswith("_") and not name.endswith("__"))
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

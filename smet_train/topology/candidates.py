@@ -1,6 +1,7 @@
 """Where a layer might grow: its gradient a few rows at a time, and the best inactive sites so far."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -125,28 +126,44 @@ def watch_gradients(
     take: Callable[[str, RowsGradient], None],
 ) -> None:
     """Call ``take(layer name, gradient of rows)`` in the backward pass of each micro-batch."""
-    handles = [layer.register_forward_hook(_watch(name, take)) for name, layer in layers.items()]
-    try:
+    with ExitStack() as watching:
+        for name, layer in layers.items():
+            hook = layer.register_forward_hook(_watch_calls(name, take), with_kwargs=True)
+            watching.callback(hook.remove)
+            watching.enter_context(layer.weight_watched(_watch_weight(name, take)))
         for micro_batch in backward:
             micro_batch()
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _watch(name: str, take: Callable[[str, RowsGradient], None]) -> Callable[..., Tensor]:
-    def after_forward(_layer: SparseLinear, inputs: tuple[Tensor, ...], y_NO: Tensor) -> Tensor:
-        x_NI = inputs[0].detach()
+def _watch_calls(name: str, take: Callable[[str, RowsGradient], None]) -> Callable[..., None]:
+    def after_forward(
+        _layer: SparseLinear, inputs: tuple[Tensor, ...], named: dict[str, Tensor], y_NO: Tensor
+    ) -> Tensor | None:
+        if not torch.is_grad_enabled():
+            return None
+        x_NI = (inputs[0] if inputs else named["input"]).detach()
 
-        @torch.no_grad()
         def on_gradient(grad_y_NO: Tensor) -> None:
-            g_NO = grad_y_NO.flatten(0, -2)
-            x = x_NI.flatten(0, -2).to(g_NO.dtype)
+            g_NO = grad_y_NO.reshape(-1, grad_y_NO.shape[-1])
+            x = x_NI.reshape(-1, x_NI.shape[-1]).to(g_NO.dtype)
             take(name, lambda first, last: g_NO[:, first:last].t() @ x)
 
         if not y_NO.requires_grad:  # the first layer of all, where its values ask for no gradient
-            y_NO.requires_grad_()
-        y_NO.register_hook(on_gradient)
+            y_NO = y_NO.requires_grad_().clone()  # no leaf, which nobody could change in place
+        y_NO.register_hook(torch.no_grad()(on_gradient))
         return y_NO
 
     return after_forward
+
+
+def _watch_weight(name: str, take: Callable[[str, RowsGradient], None]) -> Callable[[Tensor], None]:
+    """For modules that compute with the weight of a layer instead of calling it: its gradient is all there."""
+
+    def on_gradient(grad_OI: Tensor) -> None:
+        take(name, lambda first, last: grad_OI[first:last].clone())
+
+    def after_read(weight_OI: Tensor) -> None:
+        if torch.is_grad_enabled():
+            weight_OI.requires_grad_().register_hook(torch.no_grad()(on_gradient))
+
+    return after_read

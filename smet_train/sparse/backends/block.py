@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from smet_train.sparse.backends.operators import PackedBackend, differentiate
+from smet_train.sparse.backends.operators import PackedBackend, differentiate, room_for
 from smet_train.sparse.index import unpack
 from smet_train.sparse.layout import Layout
 
@@ -32,7 +32,7 @@ class _Block(NamedTuple):
 def block_linear(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -> Tensor:
     """y = x W^T, (..., I) to (..., O), of blocks ``values`` (G, b, b) at the sites of ``packed``."""
     x_NI, edge = x.reshape(-1, x.shape[-1]), values.shape[1]
-    y_NO = x.new_empty(x_NI.shape[0], out_features)
+    y_NO, y_whole = room_for(x, out_features)
     x_parts, y_parts = x_NI.split(edge, 1), y_NO.split(edge, 1)
     rows = _grouped((block.row, block) for block in _blocks(values, packed, out_features, x.shape[-1]))
     beside = _Beside(x_NI)
@@ -45,7 +45,7 @@ def block_linear(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -
         y.zero_()
         for block in of_row:
             y.addmm_(x_parts[block.column], block.values.t())
-    return y_NO.view(*x.shape[:-1], out_features)
+    return y_whole
 
 
 @torch.library.custom_op("smet::block_linear_backward", mutates_args=())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smet_train.sparse.backends.operators import PackedBackend, differentiate
+from smet_train.sparse.backends.operators import PackedBackend, differentiate, room_for
 from smet_train.sparse.compiled import numba_is_installed, on_threads
 from smet_train.sparse.layout import Layout
 
@@ -23,12 +23,12 @@ def csr_linear(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -> 
 
     dtype = _compute_dtype(x)
     flat = _rows(x, dtype)
-    y = torch.empty(flat.shape[0], out_features, dtype=dtype)
+    y_NO, y = room_for(x, out_features, dtype)
     factors = csr_kernels.array_of(values.to(dtype))
     with on_threads(torch.get_num_threads()):
         starts, columns = csr_kernels.compressed_rows(packed, Layout(out_features, x.shape[-1], values.numel()))
-        csr_kernels.multiply(flat.numpy(), starts, columns, factors, y.numpy(), _tile(flat.shape[0]))
-    return y.to(x.dtype).view(*x.shape[:-1], out_features)
+        csr_kernels.multiply(flat.numpy(), starts, columns, factors, y_NO.numpy(), _tile(flat.shape[0]))
+    return y.to(x.dtype)
 
 
 @torch.library.custom_op("smet::csr_linear_backward", mutates_args=(), device_types="cpu")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smet_train.sparse.backends.operators import PackedBackend, differentiate
+from smet_train.sparse.backends.operators import PackedBackend, differentiate, room_for
 from smet_train.sparse.dense import gather_values, scatter_dense
 from smet_train.sparse.index import unpack
 from smet_train.sparse.layout import Layout
@@ -37,8 +37,9 @@ class _Sites:
 def densify_linear(x: Tensor, values: Tensor, packed: Tensor, out_features: int) -> Tensor:
     """y = x W^T, (..., I) to (..., O), of ``values`` at the sites of ``packed``."""
     layout = _layout(values, out_features, x.shape[-1])
-    weight_OI = _Sites(packed, layout).scatter(values)
-    return (x.reshape(-1, x.shape[-1]) @ weight_OI.t()).view(*x.shape[:-1], out_features)
+    y_NO, y = room_for(x, out_features)
+    torch.mm(x.reshape(-1, x.shape[-1]), _Sites(packed, layout).scatter(values).t(), out=y_NO)
+    return y
 
 
 @torch.library.custom_op("smet::densify_linear_backward", mutates_args=())

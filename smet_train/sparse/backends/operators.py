@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from smet_train.sparse.layout import Layout
@@ -36,6 +37,15 @@ class PackedBackend:
         """y of shape (N, O) for x of shape (N, I); differentiable in ``x_NI`` and ``values``."""
         y: Tensor = self.operator(x_NI, values, plan.packed, plan.layout.out_features)
         return y
+
+
+def room_for(x: Tensor, out_features: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Room for y, in which nothing is set: as (N, O), to be filled, and as (..., O), to be returned.
+
+    What an operator returns must be no view: autograd lets nobody change one in place.
+    """
+    y = x.new_empty(*x.shape[:-1], out_features, dtype=dtype)
+    return y.view(-1, out_features), y
 
 
 def differentiate(forward: Any, backward: Any) -> None:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from smet_train.sparse.backends.operators import PackedBackend, differentiate
+from smet_train.sparse.backends.operators import PackedBackend, differentiate, room_for
 from smet_train.sparse.index import unpack
 from smet_train.sparse.layout import Layout
 
@@ -30,14 +30,14 @@ def triton_linear(x: Tensor, values: Tensor, packed: Tensor, out_features: int) 
     x_NI = x.reshape(-1, x.shape[-1]).contiguous()
     layout = _layout(values, out_features, x.shape[-1])
     rows, columns = _places(packed, layout)
-    y_NO = x.new_empty(x_NI.shape[0], out_features)
+    y_NO, y = room_for(x, out_features)
     tokens = _tokens(layout.block)
     triton_kernels.forward[(-(-x_NI.shape[0] // tokens), layout.block_rows)](
         x_NI, values.contiguous(), y_NO, _starts(rows, layout.block_rows), columns,
         x_NI.shape[0], layout.in_features, out_features,
         BLOCK=layout.block, TOKENS=tokens, PRECISION=_precision(), WIDEN=interpreted(),
     )  # fmt: skip
-    return y_NO.view(*x.shape[:-1], out_features)
+    return y
 
 
 @torch.library.custom_op("smet::triton_linear_backward", mutates_args=())
