@@ -1,5 +1,6 @@
 """Sparse training in anyone's loop: a sparse model, its optimizer and its topology in one object. Torch alone."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,10 +8,14 @@ from torch import nn
 
 from smet_train.errors import CheckpointError, ConfigError
 from smet_train.optim import SmetAdamW, parameter_groups
-from smet_train.sparse import default_layers, sparsify
+from smet_train.sparse import sparsify
+from smet_train.sparse.replaceable import Layers
 from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
 
 Backward = Callable[[], Any]
+log = logging.getLogger(__name__)
+
+_LISTED = 3
 _LR_DENSITY_RULES = ("none", "sqrt", "linear")
 
 
@@ -156,7 +161,21 @@ def _check_fractions(first: float, final: float) -> None:
 
 
 def _default_layers(model: nn.Module) -> list[str]:
-    names = default_layers(model)
+    names, left = Layers(model).default()
+    reasons: dict[str, list[str]] = {}
+    for name, reason in left.items():
+        reasons.setdefault(reason, []).append(name)
+    told = "; ".join(f"{_listed(of_reason)}, because {reason}" for reason, of_reason in reasons.items())
     if not names:
-        raise ConfigError(f"{type(model).__name__} has no linear layer that could be made sparse but its output layer")
+        raise ConfigError(
+            f"{type(model).__name__} has no linear layer that could be made sparse but its output layer"
+            + (f"; dense stay {told}; name layers by include=[...]" if told else "")
+        )
+    if told:
+        log.warning("dense stay %s", told)
     return names
+
+
+def _listed(names: Sequence[str]) -> str:
+    first = ", ".join(names[:_LISTED])
+    return first if len(names) <= _LISTED else f"{first} and {len(names) - _LISTED} more"

@@ -1,6 +1,6 @@
 """Replace chosen linear layers of any model by sparse ones, chosen by glob patterns on their names."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +11,21 @@ from smet_train.sparse.allocation import Shapes, uniform
 from smet_train.sparse.dense import gather_values
 from smet_train.sparse.layout import Layout
 from smet_train.sparse.linear import SparseLinear
+from smet_train.sparse.replaceable import Layers, attributes_of_its_own, is_conv1d, linear_layer_names
 from smet_train.sparse.sampling import first_index, stream_key
-from smet_train.sparse.torch_transformer import leave_fast_paths, reads_weight_itself
+from smet_train.sparse.torch_transformer import leave_fast_paths
+
+__all__ = ["ChooseSites", "choose_layers", "default_layers", "is_conv1d", "linear_layer_names", "sparsify", "weight_OI"]
+
+_TAKEN = (
+    "training",
+    *(f"_forward{pre}_hooks{kind}" for pre in ("", "_pre") for kind in ("", "_with_kwargs")),
+    "_forward_hooks_always_called",
+    *(f"_backward{pre}_hooks" for pre in ("", "_pre")),
+    "_is_full_backward_hook",
+)
 
 ChooseSites = Callable[[str, Layout, Tensor], Tensor]
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """transformers' ``Conv1D`` (GPT-2) is a linear layer that stores W transposed, as (in, out)."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def weight_OI(module: nn.Module) -> Tensor:
@@ -29,45 +35,14 @@ def weight_OI(module: nn.Module) -> Tensor:
     return weight.t() if is_conv1d(module) else weight
 
 
-def linear_layer_names(model: nn.Module) -> list[str]:
-    """Names of all layers that could be made sparse: ``nn.Linear`` and transformers' ``Conv1D``."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or is_conv1d(module)]
-
-
 def default_layers(model: nn.Module) -> list[str]:
     """Names of the linear layers to make sparse where the user names none, in model order.
 
-    All but the output layer, layers that share their weight, and those whose weight another module reads. The output
-    layer is what ``get_output_embeddings`` says; in a model without it the last, if it is shaped like an embedding.
+    All but the output layer, layers that share their weight, frozen ones, those of adapters (LoRA), and those for which
+    no sparse layer can stand in. The output layer is what ``get_output_embeddings`` says; in a model without it the
+    last linear layer that is outside of blocks which repeat.
     """
-    owners = _owners(model)
-    names = linear_layer_names(model)
-    output = _output_layer(model, names)
-    return [
-        name
-        for name in names
-        if model.get_submodule(name) is not output
-        and len(owners[id(model.get_submodule(name).weight)]) == 1
-        and not reads_weight_itself(model, name)
-    ]
-
-
-def _output_layer(model: nn.Module, names: Sequence[str]) -> nn.Module | None:
-    get_output = getattr(model, "get_output_embeddings", None)
-    if callable(get_output):
-        output = get_output()
-        return output if isinstance(output, nn.Module) else None
-    embeddings = {tuple(module.weight.shape) for module in model.modules() if isinstance(module, nn.Embedding)}
-    last = model.get_submodule(names[-1]) if names else None
-    return last if last is not None and _shape(weight_OI(last)) in embeddings else None
-
-
-def _owners(model: nn.Module) -> dict[int, list[str]]:
-    """Under which names each parameter is held."""
-    owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
-    return owners
+    return Layers(model).default()[0]
 
 
 def _shape(dense_OI: Tensor) -> tuple[int, int]:
@@ -80,23 +55,16 @@ def choose_layers(model: nn.Module, include: Iterable[str], exclude: Iterable[st
     Patterns are globs on the whole dotted name: ``*.q_proj``, ``model.layers.0.*``.
 
     Raises:
-        ConfigError: if a pattern matches no linear layer, if nothing is left, or if a chosen layer's weight is shared
-            or read by another module.
+        ConfigError: if a pattern matches no linear layer, if nothing is left, or if a chosen layer can't be made
+            sparse: its weight is shared, read by another module or made from other tensors, or it is a subclass that
+            computes or holds something else.
     """
-    chosen = chosen_names(linear_layer_names(model), include, exclude)
-    owners = _owners(model)
+    layers = Layers(model)
+    chosen = chosen_names(layers.names, include, exclude)
     for name in sorted(chosen):
-        if reads_weight_itself(model, name):
-            raise ConfigError(
-                f"sparsity.include: layer {name} can't be made sparse, because nn.MultiheadAttention reads its weight "
-                "without calling it; add '*.out_proj' to sparsity.exclude"
-            )
-        shared = owners[id(model.get_submodule(name).weight)]
-        if len(shared) > 1:
-            raise ConfigError(
-                f"sparsity.include: layer {name} shares its weight ({' = '.join(shared)}) and can't be made sparse; "
-                "add it to sparsity.exclude or set model.tie_embeddings=false"
-            )
+        reason = layers.unfit(name)
+        if reason is not None:
+            raise ConfigError(f"sparsity.include: layer {name} can't be made sparse, because {reason}")
     return chosen
 
 
@@ -116,10 +84,20 @@ def named_layout(name: str, shape: tuple[int, int], density: float, block: int =
 def sparse_from_dense(
     dense: nn.Module, layout: Layout, index_K: Tensor, *, backend: str = "densify", value_scale: float = 1.0
 ) -> SparseLinear:
-    """A :class:`SparseLinear` with the sites ``index_K``, holding ``dense``'s weights at them times ``value_scale``."""
+    """A :class:`SparseLinear` with the sites ``index_K``, holding ``dense``'s weights at them times ``value_scale``.
+
+    It takes over what else is known of ``dense``: its hooks (the handles go on to work), attributes of its own, whether
+    it trains, and what of it is frozen.
+    """
     values = gather_values(weight_OI(dense), index_K, layout) * value_scale
     bias = dense.bias.detach().clone() if isinstance(dense.bias, Tensor) else None
-    return SparseLinear(layout, index_K, values, bias, backend)
+    sparse = SparseLinear(layout, index_K, values, bias, backend)
+    sparse.values.requires_grad_(weight_OI(dense).requires_grad)
+    if sparse.bias is not None and isinstance(dense.bias, Tensor):
+        sparse.bias.requires_grad_(dense.bias.requires_grad)
+    taken = {key: getattr(dense, key) for key in (*_TAKEN, *attributes_of_its_own(dense))}
+    vars(sparse).update({key: held for key, held in taken.items() if not hasattr(type(sparse), key) or key in _TAKEN})
+    return sparse
 
 
 def sparsify(

@@ -128,7 +128,7 @@ def watch_gradients(
     """Call ``take(layer name, gradient of rows)`` in the backward pass of each micro-batch."""
     with ExitStack() as watching:
         for name, layer in layers.items():
-            hook = layer.register_forward_hook(_watch_calls(name, take), with_kwargs=True)
+            hook = layer.register_forward_hook(_watch_calls(name, take), with_kwargs=True, prepend=True)
             watching.callback(hook.remove)
             watching.enter_context(layer.weight_watched(_watch_weight(name, take)))
         for micro_batch in backward:

@@ -52,7 +52,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(include: list[str], exclude:
 
 
 def test_a_tied_weight_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"head shares its weight \(embed\.weight = head\.weight\)"):
+    with pytest.raises(ConfigError, match=r"it shares its weight \(embed\.weight = head\.weight\); add it"):
         choose_layers(Model(tied=True), ["*"])
 
 
