@@ -1,5 +1,6 @@
 """smet_train as a library: any model, anyone's loop, resumed bit for bit."""
 
+import copy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -228,3 +229,62 @@ def test_importing_the_package_alone_reads_no_torch(programs: ModuleType) -> Non
 def test_the_library_reads_no_transformers() -> None:
     code = without("transformers") + "from smet_train import SparseTraining"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def frozen_at_first(model: nn.Module) -> nn.Module:
+    model[0].requires_grad_(False)  # type: ignore[index]
+    return model
+
+
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_a_frozen_layer_is_left_alone(grow: str) -> None:
+    model = frozen_at_first(small())
+    training = sparse(model, rules=MoveRules(grow=grow))
+    first, last = training.layers.values()
+    x = torch.randn(8, 16)
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            model(x).square().mean().backward()
+            training.optimizer.step()
+            training.optimizer.zero_grad()
+            training.after_step(lambda: model(x).square().mean().backward())
+
+    def held(layer: SparseLinear) -> list[Tensor]:
+        return [layer.values.detach().clone(), layer.packed_index.clone()]
+
+    before = held(first), held(last)
+    steps(11)
+    assert_same_bits(held(first), before[0])
+    assert not torch.equal(last.packed_index, before[1][1])
+    assert not training.optimizer.state[first.values]  # no moments either
+    model.requires_grad_(True)
+    last.requires_grad_(False)
+    before = held(first), held(last)
+    state = copy.deepcopy(training.optimizer.state[last.values])
+    steps(10)
+    assert_same_bits(held(last), before[1])
+    assert_same_bits([training.optimizer.state[last.values]["exp_avg"]], [state["exp_avg"]])
+    assert not torch.equal(first.packed_index, before[0][1])
+    assert training.optimizer.state[first.values]["step"] == 10
+    assert all(parameter.requires_grad == (parameter is not last.values) for parameter in (first.values, last.values))
+
+
+def test_a_state_saved_with_frozen_layers_goes_on_whatever_is_frozen_now() -> None:
+    model = frozen_at_first(small())
+    training = sparse(model)
+    run(model, training, 7)
+    still_frozen = sparse(frozen_at_first(small()))
+    still_frozen.load_state_dict(training.state_dict())
+    assert not still_frozen.optimizer.state[next(iter(still_frozen.layers.values())).values]
+    model.requires_grad_(True)
+    run(model, training, 12)
+    saved = [copy.deepcopy(model.state_dict()), copy.deepcopy(training.state_dict())]
+    run(model, training, 20)
+    other = frozen_at_first(small(1))
+    resumed = sparse(other)
+    other.requires_grad_(True)
+    other.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    run(other, resumed, 20)
+    assert_same_bits(everything(model, training), everything(other, resumed))

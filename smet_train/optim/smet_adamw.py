@@ -42,7 +42,8 @@ class SmetAdamW(torch.optim.Optimizer):
 
     Group keys beside those of AdamW: ``lr_scale`` (factor on lr, from the density rule), ``local_step``,
     ``regrow_warmup_steps`` (W), ``topology_moves`` (whether weights of this group are ever regrown: keeps ages).
-    State is made when the optimizer is built: ``exp_avg`` and ``exp_avg_sq`` in fp32 (fp64 for fp64 parameters), shaped
+    State is made when the optimizer is built, but for frozen parameters, which get theirs with their first gradient,
+    should they be unfrozen: ``exp_avg`` and ``exp_avg_sq`` in fp32 (fp64 for fp64 parameters), shaped
     like the parameter, or with ``moments="fp8"`` in 8 bits beside the exponents of :mod:`smet_train.optim.fp8`, but for
     parameters of less than 4096 values or in fp64; ``age`` (uint8, one a slot) where needed; ``step`` (updates of this
     parameter) and ``moved_steps`` (how many there were at the latest topology updates, newest first) as plain integers.
@@ -99,7 +100,8 @@ class SmetAdamW(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         for parameter in group["params"]:
-            self._make_state(parameter, group)
+            if parameter.requires_grad:
+                self._make_state(parameter, group)
         self._find_places()
 
     def _find_places(self) -> None:
@@ -138,6 +140,8 @@ class SmetAdamW(torch.optim.Optimizer):
         """The update of one parameter that has a gradient: a part of :meth:`step`."""
         group, stream = self._places[parameter]
         state = self.state[parameter]
+        if not state:  # it was frozen when the optimizer was built
+            self._make_state(parameter, group)
         state["step"] += 1
         assert parameter.grad is not None
         beta1, beta2 = group["betas"]
@@ -192,7 +196,7 @@ class SmetAdamW(torch.optim.Optimizer):
         """
         tensors: dict[str, Tensor] = {}
         plain: dict[str, Any] = {}
-        for parameter, state in self.state.items():
+        for parameter, state in self._states().items():
             name = names[parameter]
             held = {f"{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
             tensors.update({key: gather(value, parameter) for key, value in held.items()})
@@ -231,14 +235,21 @@ class SmetAdamW(torch.optim.Optimizer):
         Raises:
             CheckpointError: if a state is missing, left over, or of another shape or dtype.
         """
+        plain = {name: held for name, held in plain.items() if held}
+        for parameter, (group, _) in self._places.items():  # what was frozen there, or is here
+            if not self.state[parameter] and names[parameter] in plain:
+                self._make_state(parameter, group)
+            elif not parameter.requires_grad and names[parameter] not in plain:
+                self.state[parameter] = {}
+        states = self._states()
         expected = {
             f"{names[parameter]}.{key}": (value, parameter)
-            for parameter, state in self.state.items()
+            for parameter, state in states.items()
             for key, value in state.items()
             if isinstance(value, Tensor)
         }
-        if expected.keys() != tensors.keys() or {names[p] for p in self.state} != plain.keys():
-            odd = sorted(expected.keys() ^ tensors.keys()) or sorted({names[p] for p in self.state} ^ plain.keys())
+        if expected.keys() != tensors.keys() or {names[p] for p in states} != plain.keys():
+            odd = sorted(expected.keys() ^ tensors.keys()) or sorted({names[p] for p in states} ^ plain.keys())
             raise CheckpointError(
                 f"the checkpoint's optimizer state is not this optimizer's: {odd[0]} is on one side only; resume with "
                 "the method and optimizer settings that the run was started with"
@@ -251,8 +262,12 @@ class SmetAdamW(torch.optim.Optimizer):
                     f"{tuple(shape)} of {target.dtype}"
                 )
             target.copy_(part_of(tensors[key], parameter))
-        for parameter, state in self.state.items():
+        for parameter, state in states.items():
             state.update(plain[names[parameter]])
+
+    def _states(self) -> dict[Tensor, dict[str, Any]]:
+        """The state of each parameter that has one."""
+        return {parameter: state for parameter, state in self.state.items() if state}
 
 
 def _warmup(t: float, first: bool, group: Mapping[str, Any]) -> float:

@@ -72,7 +72,8 @@ class TopologyUpdater:
     """Moves the topology of ``layers`` by ``schedule``; ``schedule=None`` never moves it.
 
     Each layer drops floor(zeta * K) active weights and grows as many at inactive sites, chosen by ``rules``, so that K
-    never changes (SMET, section 3). Random choices are a function of (seed, layer name, step).
+    never changes (SMET, section 3). Layers whose values are frozen stay as they are. Random choices are a function of
+    (seed, layer name, step).
 
     Args:
         targets: final density of each layer, where ``rules.prunes``.
@@ -146,7 +147,7 @@ class TopologyUpdater:
             counts, probed = dict.fromkeys(counts, 0), None
         young = kept_young = 0
         ages = _Ages()
-        for name, layer in self.layers.items():
+        for name, layer in self._trained():
             found = None if probed is None else probed.of(name)
             if found is not None and self.rules.grow == "gradient":
                 # a layer that the loss did not reach has no sites to grow, and keeps what it has
@@ -180,7 +181,7 @@ class TopologyUpdater:
     ) -> dict[str, Any]:
         """Drop what the cubic schedule takes and grow nothing."""
         before = self._active_values()
-        for name, layer in self.layers.items() if self.fault is None else ():
+        for name, layer in self._trained() if self.fault is None else ():
             density = schedule.pruned_density(step, self.targets[name])
             n_drop = max(0, layer.layout.n_active - _n_active(layer, density))
             apply_shrink(name, layer, keep_highest(self._scores(name, layer, step, None), n_drop), self.optimizer)
@@ -219,7 +220,13 @@ class TopologyUpdater:
                 keep[: n_active[name]] = True
                 apply_shrink(name, layer, keep, self.optimizer)
 
+    def _trained(self) -> list[tuple[str, SparseLinear]]:
+        """The layers that are not frozen: nothing would train what is grown in others."""
+        return [(name, layer) for name, layer in self.layers.items() if layer.values.requires_grad]
+
     def _count(self, name: str, layer: SparseLinear, fraction: float) -> int:
+        if not layer.values.requires_grad:
+            return 0
         layout = layer.layout
         wanted = int(fraction * layout.n_active)
         if wanted > layout.n_inactive and name not in self._warned:
