@@ -2,15 +2,19 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from smet_train.errors import CheckpointError, ConfigError
 from smet_train.optim import SmetAdamW, parameter_groups
-from smet_train.sparse import sparsify
+from smet_train.sparse import Layout, SparseLinear, dense_copy, sparsify
 from smet_train.sparse.replaceable import Layers
 from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
+from smet_train.topology.processes import ProcessesOf
 
 Backward = Callable[[], Any]
 log = logging.getLogger(__name__)
@@ -40,6 +44,10 @@ class SparseTraining:
         rules: what is dropped and grown; rules that look at gradients need ``backward`` in :meth:`after_step`.
         lr_density_rule: sparse layers' learning rate times 1 (none), density^-1/2 (sqrt) or 1/density (linear).
         weight_decay: of matrices and sparse values; norms and biases do not decay.
+        process_group: processes that train this model together, each with batches of its own (DDP); None = all of
+            ``torch.distributed``, where it is initialized. Gradients that decide growth are averaged over them, and
+            their indices are compared after each topology update. One that trains alone among others writes
+            ``dist.new_group([rank])``. Make the model sparse before DDP wraps it.
         adam: further arguments of :class:`SmetAdamW`: betas, eps, local_step, regrow_warmup_steps, moments.
 
     Attributes:
@@ -70,13 +78,17 @@ class SparseTraining:
         rules: MoveRules | None = None,
         lr_density_rule: str = "linear",
         weight_decay: float = 0.0,
+        process_group: "dist.ProcessGroup | None" = None,
         **adam: Any,
     ) -> None:
         rules = rules or MoveRules()
+        _refuse_wrapped(model)
         _check(density, total_steps, interval, lr_density_rule, rules)
         _check_fractions(drop_fraction, final_drop_fraction)
+        self.model = model
         self.total_steps = total_steps
         self.steps = 0
+        self._process_group = process_group
         chosen = _default_layers(model) if include is None else include
         self.layers = sparsify(model, chosen, exclude, density=density, seed=seed, block=block, backend=backend)
         groups = parameter_groups(
@@ -87,6 +99,7 @@ class SparseTraining:
             topology_moves=True,
         )
         self.optimizer = SmetAdamW(groups, lr=lr, seed=seed, **adam)
+        self.optimizer.names = {parameter: name for name, parameter in model.named_parameters()}
         schedule = TopologySchedule(interval, drop_fraction, final_drop_fraction, "cosine", 1.0, total_steps)
         self.topology = TopologyUpdater(self.layers, self.optimizer, schedule, seed, rules=rules)
 
@@ -95,7 +108,8 @@ class SparseTraining:
 
         Args:
             backward: for rules that look at gradients: what computes the loss of a batch and calls ``backward()`` on
-                it, once or for several micro-batches. It is called when the topology moves, and not before.
+                it, once or for several micro-batches. It is called when the topology moves, and not before; it may
+                call the model or what DDP has made of it. The gradients that it leaves are dropped, others are kept.
 
         Returns:
             What moved (see :meth:`TopologyUpdater.step`); empty on ordinary steps. If nothing did because weights or
@@ -103,6 +117,7 @@ class SparseTraining:
 
         Raises:
             ConfigError: if the rules need ``backward`` and it is not given.
+            TrainingError: in all processes, if one is at another step, or has chosen other sites.
         """
         micro_batches = [backward] if callable(backward) else list(backward)
         if self.topology.rules.needs_gradient and not micro_batches and self.topology.due(self.steps + 1):
@@ -112,7 +127,57 @@ class SparseTraining:
                 "batch and calls backward() on it"
             )
         self.steps += 1
-        return self.topology.step(self.steps, micro_batches)
+        if not self.topology.due(self.steps):
+            return {}
+        processes = self._processes()
+        if processes is None:
+            return self.topology.step(self.steps, self._apart(micro_batches))
+        processes.check_ready(self.steps, len(micro_batches))
+        self.topology.join(processes)
+        moved = self.topology.step(self.steps, self._apart(micro_batches, trained=True))
+        processes.check_same(self.layers, self.steps)
+        return moved
+
+    def _processes(self) -> ProcessesOf | None:
+        """Those that move the topology together; None if this one is alone."""
+        if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(self._process_group) == 1:
+            return None
+        return ProcessesOf(self._process_group, next(iter(self.layers.values())).values.device)
+
+    def _apart(self, micro_batches: Sequence[Backward], *, trained: bool = False) -> list[Backward]:
+        """``micro_batches`` that leave all gradients as they were.
+
+        Args:
+            trained: let the values have gradients meanwhile: DDP waits for those of all parameters that it knows.
+        """
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        values = [layer.values for layer in self.layers.values() if layer.values.requires_grad] if trained else []
+
+        def run(backward: Backward) -> None:
+            held = [parameter.grad for parameter in parameters]
+            asked = [parameter.requires_grad for parameter in values]
+            try:
+                for parameter in parameters:
+                    parameter.grad = None
+                for parameter in values:
+                    parameter.requires_grad_(True)
+                backward()
+            finally:
+                for parameter, before in zip(values, asked, strict=True):
+                    parameter.requires_grad_(before)
+                for parameter, gradient in zip(parameters, held, strict=True):
+                    parameter.grad = gradient
+
+        return [partial(run, backward) for backward in micro_batches]
+
+    def dense_copy(self) -> nn.Module:
+        """A dense copy of the model, which computes the same and which everybody can read.
+
+        ``training.dense_copy().save_pretrained(folder)`` is the way out of sparse training for models of transformers:
+        what their own ``save_pretrained`` would write now are sparse layers, which ``from_pretrained`` does not read.
+        To go on with the training, save ``model.state_dict()`` and :meth:`state_dict`.
+        """
+        return dense_copy(self.model)
 
     def go_on_from(self, step: int) -> None:
         """Count from ``step`` on, after which the topology has moved if it was due; weights and optimizer are apart."""
@@ -121,21 +186,64 @@ class SparseTraining:
 
     def state_dict(self) -> dict[str, Any]:
         """With ``model.state_dict()`` all that decides how the training goes on; for ``torch.save``."""
-        return {"steps": self.steps, "total_steps": self.total_steps, "optimizer": self.optimizer.state_dict()}
+        return {
+            "steps": self.steps,
+            "total_steps": self.total_steps,
+            "layers": {name: _shape(layer) for name, layer in self.layers.items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`, bit for bit; load the model's own state too, before or after.
 
         Raises:
-            CheckpointError: if it is of another length of run, or of another model or optimizer.
+            CheckpointError: if it is of another length of run, of other layers, or of another model or optimizer.
         """
         if state["total_steps"] != self.total_steps:
             raise CheckpointError(
                 f"the state is of a run of total_steps={state['total_steps']}, this one has {self.total_steps}, and "
                 f"the topology's schedule would be another; write total_steps={state['total_steps']}"
             )
+        self._check_layers(state.get("layers"))
         self.optimizer.load_state_dict(state["optimizer"])
         self.go_on_from(int(state["steps"]))
+
+    def _check_layers(self, saved: Mapping[str, Sequence[int]] | None) -> None:
+        if saved is None:  # earlier versions did not tell
+            return
+        odd = sorted(saved.keys() ^ self.layers.keys())
+        if odd:
+            here = odd[0] in self.layers
+            raise CheckpointError(
+                f"layer {odd[0]} is sparse {'here' if here else 'in the state'} and dense "
+                f"{'in the state' if here else 'here'} ({len(odd)} such layers); write include=[...] with the layers "
+                "that the state has"
+            )
+        for name, layer in self.layers.items():
+            there, here = Layout(*saved[name]), layer.layout
+            if there != here:
+                raise CheckpointError(
+                    f"layer {name} is {_told(there)} in the state, and {_told(here)} here; build the model with the "
+                    f"density, block and sizes that the state has"
+                )
+
+
+def _shape(layer: SparseLinear) -> list[int]:
+    layout = layer.layout
+    return [layout.out_features, layout.in_features, layout.n_active, layout.block]
+
+
+def _told(layout: Layout) -> str:
+    blocks = "" if layout.block == 1 else f" in blocks of {layout.block}"
+    return f"{layout.shape_text} at density {layout.density:.4g} ({layout.n_values} active values{blocks})"
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise ConfigError(
+            "the model is wrapped in DistributedDataParallel, which would not average the gradients of its sparse "
+            "layers; make SparseTraining of the model itself, and wrap it afterwards"
+        )
 
 
 def _check(density: float, total_steps: int, interval: int, lr_density_rule: str, rules: MoveRules) -> None:

@@ -1,5 +1,6 @@
 """``SparseTraining`` under ``transformers.Trainer``, which owns the loop."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from smet_train.errors import ConfigError
 from smet_train.library import Backward, SparseTraining
+
+log = logging.getLogger(__name__)
 
 
 class SparseTrainingCallback(TrainerCallback):
@@ -16,7 +19,8 @@ class SparseTrainingCallback(TrainerCallback):
         Trainer(model, ..., optimizers=(training.optimizer, None), callbacks=[SparseTrainingCallback(training)])
 
     Trainer makes the scheduler that its arguments name. Its own checkpoints hold the sparse model and optimizer, so
-    ``trainer.train(resume_from_checkpoint=...)`` goes on exactly, the model being built and made sparse as before.
+    ``trainer.train(resume_from_checkpoint=...)`` goes on exactly, the model being built and made sparse as before. For
+    a model that ``from_pretrained`` reads, write ``training.dense_copy().save_pretrained(folder)``.
 
     Args:
         backward: for rules that look at gradients, see :meth:`SparseTraining.after_step`.
@@ -25,6 +29,7 @@ class SparseTrainingCallback(TrainerCallback):
     def __init__(self, training: SparseTraining, backward: Backward | Sequence[Backward] = ()) -> None:
         self.training = training
         self.backward = backward
+        self._told = False
 
     def on_train_begin(
         self,
@@ -50,6 +55,21 @@ class SparseTrainingCallback(TrainerCallback):
                 f"total_steps={self.training.total_steps}; write total_steps={state.max_steps}"
             )
         self.training.go_on_from(state.global_step)
+
+    def on_save(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Say once what Trainer's checkpoints are for."""
+        if not self._told:
+            log.warning(
+                "Trainer's checkpoints hold sparse layers, which from_pretrained does not read: they are for going on "
+                "by resume_from_checkpoint; training.dense_copy().save_pretrained(FOLDER) writes a model for others"
+            )
+            self._told = True
 
     def on_step_end(
         self,

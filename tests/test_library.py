@@ -1,6 +1,7 @@
 """smet_train as a library: any model, anyone's loop, resumed bit for bit."""
 
 import copy
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -288,3 +289,138 @@ def test_a_state_saved_with_frozen_layers_goes_on_whatever_is_frozen_now() -> No
     resumed.load_state_dict(saved[1])
     run(other, resumed, 20)
     assert_same_bits(everything(model, training), everything(other, resumed))
+
+
+class LightningOptimizer:
+    """As Lightning steps an optimizer: by a closure, on a class of both with the same attributes."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.__dict__ = {key: value for key, value in optimizer.__dict__.items() if key not in ("step", "__del__")}
+        self.__class__ = type("LightningSmetAdamW", (self.__class__, optimizer.__class__), {})
+        self._optimizer = optimizer
+
+    def step(self, closure: Any) -> Any:
+        return self._optimizer.step(closure=closure)
+
+
+def test_a_closure_computes_the_loss_as_under_lightning() -> None:
+    by_hand, by_closure = small(), small()
+    one, other = sparse(by_hand), sparse(by_closure)
+    run(by_hand, one, 20)
+    optimizer = LightningOptimizer(other.optimizer)
+    for step in range(20):
+        x = torch.randn(8, 16, generator=torch.Generator().manual_seed(step))
+
+        def closure(x: Tensor = x) -> Tensor:
+            optimizer._optimizer.zero_grad()
+            loss: Tensor = by_closure(x).square().mean()
+            loss.backward()
+            return loss.detach()
+
+        with torch.no_grad():
+            assert optimizer.step(closure) > 0
+        other.after_step()
+    assert_same_bits(everything(by_hand, one), everything(by_closure, other))
+    before = everything(by_closure, other)
+    other.optimizer.zero_grad()
+    assert optimizer.step(lambda: None) is None  # Lightning's for a batch that is skipped
+    assert_same_bits(everything(by_closure, other), before)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["copy", "pickle"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_copy_trains_on_as_the_original(copied: Any, dtype: torch.dtype) -> None:
+    model = small().to(dtype)
+    training = sparse(model, seed=7)
+    run(model, training, 12)
+    other, others = copied((model, training))
+    assert others.optimizer.seed == 7
+    run(model, training, 25)
+    run(other, others, 25)
+    assert_same_bits(everything(model, training), everything(other, others))
+    alone = copy.deepcopy(training.optimizer)
+    assert alone.state_dict()["state"].keys() == training.optimizer.state_dict()["state"].keys()
+    alone.step(lambda: None)
+
+
+def test_a_scaled_loss_makes_the_same_steps() -> None:
+    by_hand, scaled = small(), small()
+    one, other = sparse(by_hand), sparse(scaled)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    run(by_hand, one, 12)
+    for step in range(12):
+        x = torch.randn(8, 16, generator=torch.Generator().manual_seed(step))
+        other.optimizer.zero_grad()
+        scaler.scale(scaled(x).square().mean()).backward()
+        scaler.step(other.optimizer)
+        scaler.update()
+        other.after_step()
+    assert_same_bits(everything(by_hand, one), everything(scaled, other))
+
+
+def test_a_state_of_other_layers_names_them() -> None:
+    state = sparse(small()).state_dict()
+    with pytest.raises(
+        CheckpointError, match=r"layer 0 is 64x16 at density 0\.2002 \(205 active values\) in the state"
+    ):
+        sparse(small(), density=0.3).load_state_dict(state)
+    with pytest.raises(
+        CheckpointError, match=r"and 64x16 at density 0\.2031 \(208 active values in blocks of 4\) here"
+    ):
+        sparse(small(), block=4).load_state_dict(state)
+    with pytest.raises(CheckpointError, match="layer 2 is sparse in the state and dense here"):
+        sparse(small(), include=["0"]).load_state_dict(state)
+    with pytest.raises(CheckpointError, match=r"the checkpoint's 0\.values\.exp_avg is \(205,\)"):
+        sparse(small(), density=0.3).optimizer.load_state_dict(state["optimizer"])
+    older = {key: held for key, held in state.items() if key != "layers"}
+    sparse(small()).load_state_dict(older)
+    with pytest.raises(CheckpointError, match=r"0\.values\.exp_avg"):
+        sparse(small(), density=0.3).load_state_dict(older)
+
+
+def test_a_gradient_probe_leaves_the_gradients_of_dense_parameters_as_they_were() -> None:
+    model = small()
+    training = sparse(model, interval=1, rules=MoveRules(grow="gradient"), include=["0"])
+    x = torch.randn(8, 16)
+    training.after_step(lambda: model(x).square().mean().backward())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    model(x).square().mean().backward()
+    held = [model[2].weight.grad, copy.deepcopy(model[2].weight.grad)]
+    training.after_step([lambda: model(x).square().mean().backward()] * 2)
+    assert model[2].weight.grad is held[0]
+    assert torch.equal(*held)
+
+
+def test_a_dense_copy_computes_the_same_and_holds_no_sparse_layer() -> None:
+    model = nn.Sequential(small(), nn.Linear(8, 8, bias=False)).double()
+    model[0][0].requires_grad_(False)  # type: ignore[index]
+    model[1].register_forward_hook(lambda _module, _inputs, y: y + 1.0)
+    dense_before = model.state_dict().keys()
+    training = sparse(model, block=4)
+    dense = training.dense_copy()
+    assert not any(isinstance(module, SparseLinear) for module in dense.modules())
+    assert dense.state_dict().keys() == dense_before
+    x = torch.randn(4, 16, dtype=torch.float64)
+    torch.testing.assert_close(dense(x), model(x), rtol=1e-12, atol=1e-12)
+    assert [p.requires_grad for p in dense.parameters()] == [False, False, True, True, True]
+    assert any(isinstance(module, SparseLinear) for module in model.modules())
+    with torch.no_grad():
+        for parameter in dense.parameters():
+            parameter.zero_()
+    assert bool(training.layers["0.0"].values.any())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_transformers_reads_a_dense_copy(family: str, tmp_path: Any) -> None:
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
+    config = LlamaConfig(intermediate_size=32, **sizes) if family == "llama" else GPT2Config(**sizes)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    training = sparse(model, include=None)
+    training.dense_copy().save_pretrained(tmp_path)
+    read = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    tokens = torch.arange(10)[None]
+    torch.testing.assert_close(read(tokens).logits, model(tokens).logits, rtol=1e-5, atol=1e-6)

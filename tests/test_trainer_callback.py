@@ -35,9 +35,15 @@ def tensors(trainer: Any, training: SparseTraining) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("arguments", [{}, {"bf16": True, "gradient_accumulation_steps": 2}], ids=["fp32", "bf16"])
-def test_a_run_goes_on_exactly_from_trainers_checkpoint(arguments: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_goes_on_exactly_from_trainers_checkpoint(
+    arguments: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     whole, whole_training = example().build(str(tmp_path), **arguments)
     whole.train()
+    assert [record.getMessage() for record in caplog.records].count(
+        "Trainer's checkpoints hold sparse layers, which from_pretrained does not read: they are for going on by "
+        "resume_from_checkpoint; training.dense_copy().save_pretrained(FOLDER) writes a model for others"
+    ) == 1
     resumed, training = example().build(str(tmp_path), **arguments)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-30"))
     assert training.steps == whole_training.steps == 60

@@ -16,7 +16,7 @@ keep age 255 and count as fully grown: no correction, no warm-up (b2^t is below 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,9 @@ class SmetAdamW(torch.optim.Optimizer):
     Parameters in bf16, and moments in 8 bits, are rounded stochastically, from a key of (seed, position in the groups,
     step), so that updates smaller than their spacing are not lost; of a parameter that is split over processes, each
     rounds its part of a parameter in bf16 as one would that had all of it. ``moments`` is a group key too.
+
+    Attributes:
+        names: of parameters, for messages; those without one are called by their position.
 
     Raises:
         ConfigError: if lr, eps, a beta, weight_decay or regrow_warmup_steps is out of range, or moments unknown.
@@ -91,6 +94,7 @@ class SmetAdamW(torch.optim.Optimizer):
             "moments": moments,
         }
         self.seed = seed
+        self.names: dict[Tensor, str] = {}
         self._tables: dict[tuple[Any, ...], Tensor] = {}
         self._places: dict[Tensor, tuple[dict[str, Any], str]] = {}
         super().__init__(params, defaults)
@@ -110,7 +114,7 @@ class SmetAdamW(torch.optim.Optimizer):
             for position, parameter in enumerate(group["params"]):
                 self._places[parameter] = group, f"{number}.{position}"
 
-    def _make_state(self, parameter: nn.Parameter, group: Mapping[str, Any]) -> None:
+    def _make_state(self, parameter: Tensor, group: Mapping[str, Any]) -> None:
         dtype = _moment_dtype(parameter)
         state = self.state[parameter]
         state["step"] = 0
@@ -128,12 +132,31 @@ class SmetAdamW(torch.optim.Optimizer):
             state["moved_steps"] = []
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient. Closures are not supported: the loop owns the backward."""
-        assert closure is None
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of every parameter that has a gradient.
+
+        Args:
+            closure: as of any torch optimizer, what computes the loss and its gradients before the update.
+
+        Returns:
+            What ``closure`` returns; None without it.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for parameter in self._places:
             if parameter.grad is not None:
                 self.step_one(parameter)
+        return loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "seed": self.seed, "names": self.names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # also of a part of it, by torch's load_state_dict
+        self._tables, self._places = {}, {}
+        self._find_places()
 
     @torch.no_grad()
     def step_one(self, parameter: Tensor) -> None:
@@ -217,13 +240,17 @@ class SmetAdamW(torch.optim.Optimizer):
         self.state = held
         self._find_places()  # the groups are new dictionaries
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        names = {parameter: self.names.get(parameter, str(place)) for place, parameter in enumerate(parameters)}
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        saved = {str(place): state_dict["state"].get(number, {}) for place, number in enumerate(numbers)}
+        saved = {
+            names[parameter]: state_dict["state"].get(number, {})
+            for parameter, number in zip(parameters, numbers, strict=True)
+        }
         for parameter in parameters:
             state = held[parameter]
             state.update({k: v.to(parameter.device) for k, v in state.items() if isinstance(v, Tensor)})
         self.restore(
-            {parameter: str(place) for place, parameter in enumerate(parameters)},
+            names,
             {f"{name}.{k}": v for name, state in saved.items() for k, v in state.items() if isinstance(v, Tensor)},
             {name: {k: v for k, v in state.items() if not isinstance(v, Tensor)} for name, state in saved.items()},
         )

@@ -1,5 +1,6 @@
 """Replace chosen linear layers of any model by sparse ones, chosen by glob patterns on their names."""
 
+import copy
 from collections.abc import Callable, Iterable
 
 import torch
@@ -10,12 +11,22 @@ from smet_train.layer_names import chosen_names
 from smet_train.sparse.allocation import Shapes, uniform
 from smet_train.sparse.dense import gather_values
 from smet_train.sparse.layout import Layout
+from smet_train.sparse.ledger import sparse_layers
 from smet_train.sparse.linear import SparseLinear
 from smet_train.sparse.replaceable import Layers, attributes_of_its_own, is_conv1d, linear_layer_names
 from smet_train.sparse.sampling import first_index, stream_key
 from smet_train.sparse.torch_transformer import leave_fast_paths
 
-__all__ = ["ChooseSites", "choose_layers", "default_layers", "is_conv1d", "linear_layer_names", "sparsify", "weight_OI"]
+__all__ = [
+    "ChooseSites",
+    "choose_layers",
+    "default_layers",
+    "dense_copy",
+    "is_conv1d",
+    "linear_layer_names",
+    "sparsify",
+    "weight_OI",
+]
 
 _TAKEN = (
     "training",
@@ -96,8 +107,38 @@ def sparse_from_dense(
     if sparse.bias is not None and isinstance(dense.bias, Tensor):
         sparse.bias.requires_grad_(dense.bias.requires_grad)
     taken = {key: getattr(dense, key) for key in (*_TAKEN, *attributes_of_its_own(dense))}
+    sparse.replaced = type(dense)
     vars(sparse).update({key: held for key, held in taken.items() if not hasattr(type(sparse), key) or key in _TAKEN})
     return sparse
+
+
+@torch.no_grad()
+def dense_copy(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` whose sparse layers are dense again, zero at inactive sites; it computes what ``model`` does.
+
+    It is what to save for others to read: ``dense_copy(model).save_pretrained(folder)``.
+    """
+    dense_model = copy.deepcopy(model)
+    for name, layer in sparse_layers(dense_model).items():
+        parent_name, _, child_name = name.rpartition(".")
+        setattr(dense_model.get_submodule(parent_name), child_name, _dense_from_sparse(layer))
+    return dense_model
+
+
+def _dense_from_sparse(layer: SparseLinear) -> nn.Module:
+    """A layer of the class that ``layer`` has taken the place of, if that is ``Conv1D``; else ``nn.Linear``."""
+    rows, columns = layer.out_features, layer.in_features
+    dense: nn.Module
+    if layer.replaced is not None and layer.replaced.__name__ == "Conv1D":
+        dense = layer.replaced(rows, columns)
+    else:
+        dense = nn.Linear(columns, rows, bias=layer.bias is not None, device="meta")
+    weight = layer.to_dense()
+    dense.weight = nn.Parameter(weight.t().contiguous() if is_conv1d(dense) else weight, layer.values.requires_grad)
+    if layer.bias is not None:
+        dense.bias = layer.bias
+    vars(dense).update({key: getattr(layer, key) for key in _TAKEN})
+    return dense
 
 
 def sparsify(

@@ -37,6 +37,7 @@ class SparseLinear(nn.Module):
     """
 
     packed_index: Tensor
+    replaced: type[nn.Module] | None = None  # the class of the layer in whose place it is
     _weight_read: Callable[[Tensor], object] | None = None
 
     def __init__(

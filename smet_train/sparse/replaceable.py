@@ -152,7 +152,8 @@ def _above_blocks(name: str) -> Sequence[str]:
 
 def _multiplies_in_a_trial(module: nn.Module) -> bool:
     """Whether ``module`` gives x W^T + b for weights and inputs that are made up, in training and in evaluation."""
-    rows, columns = int(module.out_features), int(module.in_features)  # type: ignore[call-overload]
+    assert isinstance(module, nn.Linear)
+    rows, columns = module.out_features, module.in_features
     training = module.training
     with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)

@@ -135,7 +135,7 @@ def watch_gradients(
             micro_batch()
 
 
-def _watch_calls(name: str, take: Callable[[str, RowsGradient], None]) -> Callable[..., None]:
+def _watch_calls(name: str, take: Callable[[str, RowsGradient], None]) -> Callable[..., Tensor | None]:
     def after_forward(
         _layer: SparseLinear, inputs: tuple[Tensor, ...], named: dict[str, Tensor], y_NO: Tensor
     ) -> Tensor | None:

@@ -113,6 +113,10 @@ class TopologyUpdater:
         self._group = group
         self._warned: set[str] = set()
 
+    def join(self, group: Group) -> None:
+        """Make updates together with ``group`` from now on."""
+        self._group = group
+
     def due(self, step: int) -> bool:
         """Whether the topology must move after ``step`` and has not done so yet."""
         return self.schedule is not None and self.schedule.due(step) and step > self.last_step

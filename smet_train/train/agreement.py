@@ -1,14 +1,14 @@
 """Checks that the processes of a run hold the same model: they never send it to each other."""
 
 from collections.abc import Mapping
-from hashlib import blake2b
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from smet_train.errors import TrainingError
 from smet_train.sparse import SparseLinear
 from smet_train.sparse.shards import is_sharded
+from smet_train.topology.processes import digest
 from smet_train.train.processes import Processes
 
 
@@ -26,7 +26,7 @@ class SameTopology:
     def look(self, name: str, layer: SparseLinear) -> None:
         """Note the index of a layer that has moved."""
         if self._processes.size > 1:
-            self._digests[name] = _digest(layer.index)
+            self._digests[name] = digest(layer.index)
 
     def check(self, step: int) -> None:
         """Compare what was noted with what the leading process has noted.
@@ -39,7 +39,7 @@ class SameTopology:
 
 def digests(model: nn.Module) -> dict[str, int]:
     """A hash of each tensor of ``model`` that is not split over processes: no two of them hold the same of others."""
-    return {name: _digest(tensor) for name, tensor in model.state_dict().items() if not is_sharded(tensor)}
+    return {name: digest(tensor) for name, tensor in model.state_dict().items() if not is_sharded(tensor)}
 
 
 def check_same_start(processes: Processes, model: nn.Module, before_split: Mapping[str, int]) -> None:
@@ -52,13 +52,6 @@ def check_same_start(processes: Processes, model: nn.Module, before_split: Mappi
         TrainingError: in all processes, if one differs; the message names the tensor and the process.
     """
     _check(processes, {**before_split, **(digests(model) if processes.size > 1 else {})}, "at the start: tensor")
-
-
-def _digest(tensor: Tensor) -> int:
-    """Eight bytes that differ where the tensors do."""
-    held = tensor.detach().cpu().contiguous()
-    content = memoryview(held.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
-    return int.from_bytes(blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
 def _check(processes: Processes, digests: Mapping[str, int], where: str) -> None:

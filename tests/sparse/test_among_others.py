@@ -72,12 +72,12 @@ def test_its_weight_is_that_of_a_dense_layer_and_differentiable(block: int) -> N
 def test_its_weight_can_go_through_a_function_of_ones_own_and_be_compiled() -> None:
     class Product(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
             ctx.save_for_backward(x)
             return x @ weight.t()
 
         @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
             return None, grad.t() @ ctx.saved_tensors[0]
 
     sparse, x = layer(), torch.randn(3, 5, dtype=torch.float64)
@@ -92,7 +92,7 @@ def test_its_weight_can_go_through_a_function_of_ones_own_and_be_compiled() -> N
 WRITES: dict[str, Callable[[Tensor], object]] = {
     "in place": lambda weight: weight.add_(1.0),
     "by an operator": lambda weight: weight.__imul__(2.0),
-    "an entry": lambda weight: weight.__setitem__(0, 1.0),  # type: ignore[func-returns-value]
+    "an entry": lambda weight: weight.__setitem__(0, 1.0),
     "its data": lambda weight: weight.data.zero_(),
     "a view": lambda weight: weight.detach().t()[0].zero_(),
     "by torch.nn.init": nn.init.normal_,
@@ -142,9 +142,11 @@ def test_growth_by_gradient_sees_what_modules_do_with_a_weight(batches: int, lea
         hidden = F.linear(x, weights["first"]).relu()
         F.linear(hidden[..., :5], weights["read"]).square().sum().backward()
     layers = {"first": model.first, "read": model.read}
-    found = probe_gradients(
-        layers, dict.fromkeys(layers, 3), [lambda x=x: model(x).square().sum().backward() for x in xs], active=True
-    )
+
+    def batch(x: Tensor) -> Callable[[], None]:
+        return lambda: model(x).square().sum().backward()
+
+    found = probe_gradients(layers, dict.fromkeys(layers, 3), [batch(x) for x in xs], active=True)
     for name, sparse in layers.items():
         grad = weights[name].grad
         assert grad is not None

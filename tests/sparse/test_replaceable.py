@@ -124,7 +124,7 @@ def test_hooks_attributes_and_modes_are_taken_over() -> None:
     x = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
     expected = layer(x)
     sparse = sparsify(model, ["0"], density=1.0)["0"]
-    assert (sparse.note, sparse.training, model.training) == ("mine", False, True)
+    assert [vars(sparse)["note"], sparse.training, model.training] == ["mine", False, True]
     handle.remove()
     seen.clear()
     y = sparse(x)
