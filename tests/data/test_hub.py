@@ -159,3 +159,15 @@ def test_a_damaged_file_of_the_hub_is_told_or_passed_over(tmp_path: Path, kind: 
     assert next(stream, None) is None
     for seed in range(3):
         assert sorted(source.documents((seed, 0))) == sorted([*texts[:4], *texts[8:]])
+
+
+def test_a_damaged_page_is_no_failure_of_the_network(tmp_path: Path) -> None:
+    """pyarrow raises OSError for it, as a network does."""
+    spec = write_hub_shards(tmp_path, "parquet", [{"text": ["a" * 999, "b" * 999]}, TEXT])
+    path = tmp_path / "train-0.parquet"
+    content = bytearray(path.read_bytes())
+    begin = content.index(b"aaaa") - 6
+    content[begin : begin + 12] = b"\xff" * 12
+    path.write_bytes(content)
+    rules = ReadRules(on_bad="skip", retries=9)
+    assert list(open_source(replace(spec, rules=rules)).documents()) == ["a", "b"]
