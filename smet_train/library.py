@@ -213,11 +213,11 @@ class SparseTraining:
             return
         odd = sorted(saved.keys() ^ self.layers.keys())
         if odd:
-            here = odd[0] in self.layers
+            is_here = odd[0] in self.layers
             raise CheckpointError(
-                f"layer {odd[0]} is sparse {'here' if here else 'in the state'} and dense "
-                f"{'in the state' if here else 'here'} ({len(odd)} such layers); write include=[...] with the layers "
-                "that the state has"
+                f"layer {odd[0]} is sparse {'here' if is_here else 'in the state'} and dense "
+                f"{'in the state' if is_here else 'here'} ({len(odd)} such layers); write include=[...] with the "
+                "layers that the state has"
             )
         for name, layer in self.layers.items():
             there, here = Layout(*saved[name]), layer.layout

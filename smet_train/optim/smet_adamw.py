@@ -132,7 +132,7 @@ class SmetAdamW(torch.optim.Optimizer):
             state["moved_steps"] = []
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient.
 
         Args:

@@ -72,7 +72,7 @@ class Layers:
         if type(weight) is not nn.Parameter or not weight.is_floating_point():
             return f"its weight is a {type(weight).__name__} of {weight.dtype}, no plain parameter"
         held = {*module._parameters, *module._buffers, *module._modules}
-        if held > _OF_LINEAR:
+        if held - _OF_LINEAR:
             return f"it holds more than a weight and a bias: {', '.join(sorted(held - _OF_LINEAR))}"
         if any(getattr(module, hooks) for hooks in _STATE_HOOKS):
             return "it has hooks on its state dict, which look for a weight"

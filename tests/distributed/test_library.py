@@ -1,5 +1,6 @@
 """SparseTraining in a loop of one's own on several processes."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,6 +38,10 @@ def loss(model: nn.Module, x: Tensor) -> Tensor:
     return (model(x) - x[:, :4].square()).square().mean()
 
 
+def _backward(model: nn.Module, x: Tensor) -> None:
+    loss(model, x).backward()
+
+
 def train(model: nn.Module, training: SparseTraining, part: int, parts: int, called: nn.Module) -> None:
     """With the gradients of the step before still there when the topology moves."""
     for step in range(STEPS):
@@ -44,7 +49,7 @@ def train(model: nn.Module, training: SparseTraining, part: int, parts: int, cal
         loss(model, batch(step, part, parts)).backward()
         training.optimizer.step()
         before = [parameter.grad for parameter in called.parameters() if parameter.requires_grad]
-        training.after_step(lambda step=step: loss(called, batch(1000 + step, part, parts)).backward())
+        training.after_step(partial(_backward, called, batch(1000 + step, part, parts)))
         moved = {id(layer.values) for layer in training.layers.values()}  # whose gradients are of other sites now
         after = [p.grad for p in called.parameters() if p.requires_grad and id(p) not in moved]
         assert all(any(one is other for other in before) for one in after)
@@ -99,7 +104,7 @@ def apart_by_steps(processes: Processes) -> None:
 def apart_by_micro_batches(processes: Processes) -> None:
     model = small()
     training = sparse(model, interval=1, rules=GRADIENT)
-    micro_batches = [lambda: loss(model, batch(0, 0, 1)).backward()] * (1 + processes.rank)
+    micro_batches = [partial(_backward, model, batch(0, 0, 1))] * (1 + processes.rank)
     with pytest.raises(TrainingError, match="the number of micro-batches that after_step was given of process 1"):
         training.after_step(micro_batches)
 
