@@ -15,6 +15,7 @@ from smet_train.config.schema import Config
 from smet_train.config.unread import without_effect
 from smet_train.initial import open_pretrained
 from smet_train.optim import FusedStep, LrSchedule, SmetAdamW, parameter_groups
+from smet_train.optim.smet_adamw import MAX_AGE, age_dtype, settled_steps, updates_counted
 from smet_train.sparse import SparseLinear
 from smet_train.sparse.ledger import count_parameters
 from smet_train.sparse_model import Backends, build_sparse_model, named_tokenizer
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 def build_optimizer(config: Config, model: nn.Module, densities: dict[str, float]) -> SmetAdamW:
     """SmetAdamW over groups by role; the density rule scales the sparse groups' learning rates."""
     beta1, beta2 = config.optimizer.betas
+    schedule = build_topology_schedule(config)
     groups = parameter_groups(
         model,
         densities,
@@ -61,6 +63,8 @@ def build_optimizer(config: Config, model: nn.Module, densities: dict[str, float
         eps=config.optimizer.eps,
         local_step=config.optimizer.local_step,
         regrow_warmup_steps=config.optimizer.regrow_warmup_steps,
+        topology_interval=config.topology.interval,
+        topology_updates=0 if schedule is None else schedule.updates,
         moments=config.optimizer.moments.name,
         seed=config.seed,
     )
@@ -282,12 +286,33 @@ def remarks(config: Config) -> list[str]:
             f"topology    never moves: the first update would be after step {config.topology.interval:,}, and there is "
             f"none from step {config.topology.stop_at * config.train.steps:g} on"
         )
+    if schedule is not None and not build_rules(config).prunes:
+        lines += _about_ages(config, schedule)
     if schedule is not None and build_rules(config).prunes:
         lines.append(
             f"method={config.method} starts dense, with an index on top: it needs more memory than dense training "
             f"until the density has fallen towards {config.sparsity.density:g}"
         )
     return lines
+
+
+def _about_ages(config: Config, schedule: TopologySchedule) -> list[str]:
+    """What to know where a byte is not enough for the age of a sparse value."""
+    group = {
+        "betas": tuple(config.optimizer.betas),
+        "local_step": config.optimizer.local_step,
+        "regrow_warmup_steps": config.optimizer.regrow_warmup_steps,
+        "topology_interval": schedule.interval,
+        "topology_updates": schedule.updates,
+    }
+    counted = updates_counted(group, torch.float32)
+    if counted <= MAX_AGE:
+        return []
+    from_interval = -(-settled_steps(group, torch.float32) // MAX_AGE)
+    return [
+        f"ages        {age_dtype(counted).itemsize} bytes a sparse value, which count {counted:,} updates, as long as "
+        f"local steps matter; 1 byte is enough from topology.interval={from_interval} on"
+    ]
 
 
 def beginning(config: Config) -> list[str]:

@@ -98,9 +98,11 @@ class SparseTraining:
             weight_decay=weight_decay,
             topology_moves=True,
         )
-        self.optimizer = SmetAdamW(groups, lr=lr, seed=seed, **adam)
-        self.optimizer.names = {parameter: name for name, parameter in model.named_parameters()}
         schedule = TopologySchedule(interval, drop_fraction, final_drop_fraction, "cosine", 1.0, total_steps)
+        self.optimizer = SmetAdamW(
+            groups, lr=lr, topology_interval=interval, topology_updates=schedule.updates, seed=seed, **adam
+        )
+        self.optimizer.names = {parameter: name for name, parameter in model.named_parameters()}
         self.topology = TopologyUpdater(self.layers, self.optimizer, schedule, seed, rules=rules)
 
     def after_step(self, backward: Backward | Sequence[Backward] = ()) -> dict[str, Any]:

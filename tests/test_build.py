@@ -57,6 +57,13 @@ def test_what_a_run_should_know_before_it_starts(quick_config: Callable[..., Con
     assert never.startswith("topology    never moves: the first update would be after step 6")
     [pruned] = remarks(quick_config("method=gmp", "topology.interval=2", "sparsity.density=0.3"))
     assert "needs more memory than dense training until the density has fallen towards 0.3" in pruned
+    often = "topology.interval=2", "train.steps=1000"
+    assert remarks(quick_config("method=smet", *often)) == [
+        "ages        2 bytes a sparse value, which count 499 updates, as long as local steps matter; 1 byte is enough "
+        "from topology.interval=63 on"
+    ]
+    assert remarks(quick_config("method=set", *often)) == []
+    assert remarks(quick_config("method=smet", *often, "optimizer.betas=[0.9,0.95]")) == []
 
 
 def test_a_layer_that_would_be_pruned_away_is_named_before_the_run(quick_config: Callable[..., Config]) -> None:

@@ -27,7 +27,7 @@ def update(
     """AdamW in place on flat arrays of one floating-point type.
 
     Args:
-        ages: (slots,) uint8, a slot N / slots elements; or empty, then all have the factors of age 0.
+        ages: (slots,) whole numbers of any width, a slot N / slots elements; or empty: all have the factors of age 0.
         pairs: (ages,) numerator and inverse root of each age, side by side in one number, which one load then fetches.
         constants: 1 - b1, b2, 1 - b2, eps, -lr, -lr * weight_decay.
     """
@@ -220,6 +220,10 @@ def _encode_v(patterns: Array, noise: Array, codes: Array, exponents: Array) -> 
 @kernel(fastmath=MATH, error_model="numpy")
 def _look_up(ages: Array, pairs: Array, first: int, last: int, elements: int, found: Array) -> None:  # pragma: no cover
     """Fill ``found`` (CHUNK,) with the pairs of the elements ``first`` to ``last``."""
+    if len(ages) == elements and ages.itemsize > 1:
+        for i in range(last - first):
+            found[i] = pairs[ages[first + i]]
+        return
     if len(ages) == elements:
         count = last - first
         eights = ages[first : first + count // 8 * 8].view(np.uint64)

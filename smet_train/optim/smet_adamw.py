@@ -10,13 +10,18 @@ For an active weight whose local step t counts from 1 at its first update:
 With ``local_step=False`` t is the number of steps the parameter has taken, shared by all its weights, and with W = 0
 w is 1: both together are plain AdamW, the naive regrowth that makes the loss spike.
 
-All weights grown in one topology update share their age, so an age is one byte: the number of topology updates since
-the weight was grown, from which a table of at most 256 entries gives its local step. Older weights than 255 updates
-keep age 255 and count as fully grown: no correction, no warm-up (b2^t is below 1e-11 by then at an interval of 100).
+All weights grown in one topology update share their age, so an age is a small integer: the number of topology updates
+since the weight was grown, from which a table gives its local step. Ages end where they no longer matter: at the update
+from which both factors are 1 in the moments' precision (at the default betas and in fp32 after 16,000 steps or so), or
+at the 255th, whichever is later. So one byte a slot is exact from an interval of 63 on. At shorter ones more weights of
+different ages are alive than a byte can tell apart, and an age is two bytes, from the beginning where the schedule is
+known, and otherwise from the 256th update on.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,7 +33,9 @@ from smet_train.optim.update import update
 from smet_train.sparse.sampling import key_from, stream_key
 from smet_train.sparse.shards import Gather, first_element, local, part_of, whole, whole_shape
 
-MAX_AGE = 255
+MAX_AGE = 255  # updates that one byte counts
+_AGE_DTYPES = (torch.uint8, torch.int16, torch.int32)
+_MOST_UPDATES = 1 << 24  # that are told apart
 _KEPT_TABLES = 8  # more than there are kinds of parameters in one step
 
 
@@ -41,12 +48,14 @@ class SmetAdamW(torch.optim.Optimizer):
     """AdamW with local steps, regrowth warm-up and a learning rate scale per group.
 
     Group keys beside those of AdamW: ``lr_scale`` (factor on lr, from the density rule), ``local_step``,
-    ``regrow_warmup_steps`` (W), ``topology_moves`` (whether weights of this group are ever regrown: keeps ages).
+    ``regrow_warmup_steps`` (W), ``topology_moves`` (whether weights of this group are ever regrown: keeps ages),
+    ``topology_interval`` and ``topology_updates`` (steps between updates and how many there will be; 0 = not known).
     State is made when the optimizer is built, but for frozen parameters, which get theirs with their first gradient,
     should they be unfrozen: ``exp_avg`` and ``exp_avg_sq`` in fp32 (fp64 for fp64 parameters), shaped
     like the parameter, or with ``moments="fp8"`` in 8 bits beside the exponents of :mod:`smet_train.optim.fp8`, but for
-    parameters of less than 4096 values or in fp64; ``age`` (uint8, one a slot) where needed; ``step`` (updates of this
-    parameter) and ``moved_steps`` (how many there were at the latest topology updates, newest first) as plain integers.
+    parameters of less than 4096 values or in fp64; ``age`` (uint8 or wider, one a slot) where needed; ``step`` (updates
+    of this parameter) and ``moved_steps`` (how many there were at the latest topology updates, newest first) as plain
+    integers.
     Parameters in bf16, and moments in 8 bits, are rounded stochastically, from a key of (seed, position in the groups,
     step), so that updates smaller than their spacing are not lost; of a parameter that is split over processes, each
     rounds its part of a parameter in bf16 as one would that had all of it. ``moments`` is a group key too.
@@ -70,6 +79,8 @@ class SmetAdamW(torch.optim.Optimizer):
         local_step: bool = True,
         regrow_warmup_steps: int = 100,
         topology_moves: bool = False,
+        topology_interval: int = 0,
+        topology_updates: int = 0,
         moments: str = "fp32",
         seed: int = 0,
     ) -> None:
@@ -91,6 +102,8 @@ class SmetAdamW(torch.optim.Optimizer):
             "local_step": local_step,
             "regrow_warmup_steps": regrow_warmup_steps,
             "topology_moves": topology_moves,
+            "topology_interval": topology_interval,
+            "topology_updates": topology_updates,
             "moments": moments,
         }
         self.seed = seed
@@ -128,7 +141,7 @@ class SmetAdamW(torch.optim.Optimizer):
                 state[key] = torch.zeros_like(held, dtype=dtype)
         if group["topology_moves"]:
             slots = [held.shape[0], *[1] * (held.dim() - 1)]  # one age for all values of a block
-            state["age"] = torch.zeros(slots, dtype=torch.uint8, device=held.device)
+            state["age"] = torch.zeros(slots, dtype=age_dtype(updates_counted(group, dtype)), device=held.device)
             state["moved_steps"] = []
 
     @torch.no_grad()
@@ -196,16 +209,30 @@ class SmetAdamW(torch.optim.Optimizer):
             self._tables[key] = torch.tensor(factor_table(state["step"], moved, group), dtype=dtype)
         return self._tables[key]
 
+    @contextmanager
+    def taking_place(self, values: Tensor, parameter: Tensor) -> Iterator[None]:
+        """Inside, ``values`` is of the group of ``parameter``, for a topology update; its state is its own."""
+        self._places[values] = self._places[parameter]
+        try:
+            yield
+        finally:
+            del self._places[values]
+
     @torch.no_grad()
     def note_topology_update(self, parameter: nn.Parameter) -> None:
         """Age every slot by one update; call it before the slots are moved, so that grown ones start at age 0.
 
         Local steps count updates of the parameter, which misses those steps that leave it without a gradient.
         """
-        state = self.state[parameter]
+        state, group = self.state[parameter], self._places[parameter][0]
         if "age" in state:
-            state["age"].add_(state["age"] < MAX_AGE)
-            state["moved_steps"] = [state["step"], *state["moved_steps"]][:MAX_AGE]
+            moved = [state["step"], *state["moved_steps"]]
+            settled = settled_steps(group, _moment_dtype(parameter))
+            while len(moved) > MAX_AGE and state["step"] - moved[-1] >= settled:
+                moved.pop()
+            state["moved_steps"] = moved
+            state["age"] = _widened(state["age"], age_dtype(len(moved)))
+            state["age"].clamp_(max=len(moved) - 1).add_(1)
 
     def state_for_checkpoint(
         self, names: Mapping[Tensor, str], gather: Gather = whole
@@ -224,6 +251,8 @@ class SmetAdamW(torch.optim.Optimizer):
             held = {f"{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
             tensors.update({key: gather(value, parameter) for key, value in held.items()})
             plain[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+            if "moved_steps" in state:
+                plain[name]["moved_steps"] = in_runs(state["moved_steps"])
         return tensors, plain
 
     @torch.no_grad()
@@ -283,7 +312,11 @@ class SmetAdamW(torch.optim.Optimizer):
             )
         for key, (target, parameter) in expected.items():
             shape = whole_shape(target, parameter)
-            if shape != tensors[key].shape or target.dtype != tensors[key].dtype:
+            saved = tensors[key].dtype
+            if key.endswith(".age") and saved in _AGE_DTYPES:  # the wider of both holds either
+                target = self.state[parameter]["age"] = _widened(target, saved)
+                saved = target.dtype
+            if shape != tensors[key].shape or target.dtype != saved:
                 raise CheckpointError(
                     f"the checkpoint's {key} is {tuple(tensors[key].shape)} of {tensors[key].dtype}, this run needs "
                     f"{tuple(shape)} of {target.dtype}"
@@ -291,10 +324,77 @@ class SmetAdamW(torch.optim.Optimizer):
             target.copy_(part_of(tensors[key], parameter))
         for parameter, state in states.items():
             state.update(plain[names[parameter]])
+            if "moved_steps" in state:
+                state["moved_steps"] = out_of_runs(state["moved_steps"])
 
     def _states(self) -> dict[Tensor, dict[str, Any]]:
         """The state of each parameter that has one."""
         return {parameter: state for parameter, state in self.state.items() if state}
+
+
+def age_dtype(updates: int) -> torch.dtype:
+    """The narrowest dtype whose numbers count ``updates``."""
+    return next(dtype for dtype in _AGE_DTYPES if updates <= torch.iinfo(dtype).max)
+
+
+def _widened(ages: Tensor, dtype: torch.dtype) -> Tensor:
+    """``ages`` in the wider of their own dtype and ``dtype``; themselves, if that is their own."""
+    return ages.to(dtype) if dtype.itemsize > ages.dtype.itemsize else ages
+
+
+def in_runs(steps: Sequence[int]) -> list[list[int]]:
+    """``steps`` as [first, difference, count] of evenly spaced stretches: a few, where there may be thousands."""
+    runs: list[list[int]] = []
+    for step in steps:
+        if runs and runs[-1][2] == 1:
+            runs[-1] = [runs[-1][0], step - runs[-1][0], 2]
+        elif runs and step == runs[-1][0] + runs[-1][1] * runs[-1][2]:
+            runs[-1][2] += 1
+        else:
+            runs.append([step, 0, 1])
+    return runs
+
+
+def out_of_runs(runs: Sequence[Any]) -> list[int]:
+    """What :func:`in_runs` was given; the steps themselves, as earlier versions wrote them, are taken as they are.
+
+    Raises:
+        CheckpointError: if it is neither.
+    """
+    runs = [run if isinstance(run, list) else [run, 0, 1] for run in runs]
+    if not all(len(run) == 3 and all(isinstance(number, int) for number in run) for run in runs) or (
+        sum(run[2] for run in runs) > _MOST_UPDATES
+    ):
+        raise CheckpointError(f"the checkpoint's moved_steps are {str(runs)[:80]}, which are no steps of updates")
+    return [first + difference * place for first, difference, count in runs for place in range(count)]
+
+
+def settled_steps(group: Mapping[str, Any], dtype: torch.dtype) -> int:
+    """The local step from which on age makes no difference any more: where both of ``age_factors`` are 1 in ``dtype``;
+    with ``local_step=False``, where the warm-up is over."""
+    if not group["local_step"]:
+        return int(group["regrow_warmup_steps"])
+    return _settled_steps(tuple(group["betas"]), int(group["regrow_warmup_steps"]), dtype)
+
+
+@functools.cache
+def _settled_steps(betas: tuple[float, float], warmup_steps: int, dtype: torch.dtype) -> int:
+    group = {"betas": betas, "regrow_warmup_steps": warmup_steps}
+
+    def is_settled(t: int) -> bool:
+        return bool((torch.tensor(age_factors(t, False, group), dtype=dtype) == 1).all())
+
+    least = most = max(1, warmup_steps)
+    while not is_settled(most):
+        most *= 2
+    return bisect_left(range(most), True, lo=least, key=is_settled)
+
+
+def updates_counted(group: Mapping[str, Any], dtype: torch.dtype) -> int:
+    """How many updates an age of ``group`` comes to count: until it is settled, or the run ends; 0 if its
+    ``topology_interval`` is not known."""
+    interval = group.get("topology_interval", 0)  # groups that an earlier version saved have none
+    return min(group["topology_updates"], -(-settled_steps(group, dtype) // interval)) if interval else 0
 
 
 def _warmup(t: float, first: bool, group: Mapping[str, Any]) -> float:
@@ -321,12 +421,11 @@ def factor_table(step: int, moved_steps: Sequence[int] | None, group: Mapping[st
     return table if len(set(table)) > 1 else table[:1]
 
 
-def local_steps(step: int, moved_steps: Sequence[int]) -> list[tuple[float, bool]]:
+def local_steps(step: int, moved_steps: Sequence[int]) -> list[tuple[int, bool]]:
     """For every age from 0 on: the local step at a parameter's ``step`` and whether it is the first topology's age.
 
     ``moved_steps`` are its steps after which the topology moved, newest first. A weight of age a was grown after
-    ``moved_steps[a]``; an age of ``len(moved_steps)`` is one that no update has grown. Where ages end, they are
-    infinite.
+    ``moved_steps[a]``. An age of ``len(moved_steps)`` is that of the first topology, which it shares with weights that
+    are as settled as those.
     """
-    table: list[tuple[float, bool]] = [(step - moved, False) for moved in moved_steps[:MAX_AGE]]
-    return [*table, (step if len(moved_steps) < MAX_AGE else math.inf, True)]
+    return [*((step - moved, False) for moved in moved_steps), (step, True)]

@@ -27,7 +27,7 @@ def update(
 
     Args:
         m: fp64 for a parameter in fp64, else fp32, or in 8 bits; ``v`` alike.
-        age: (slots, 1 …) uint8, or None: all have the first factors of ``table``.
+        age: (slots, 1 …) uint8 or wider, or None: all have the first factors of ``table``.
         table: (ages, 2), for each age w / (1 - b1^t) and (1 - b2^t)^-1/2, in the moments' dtype.
         constants: 1 - b1, b2, 1 - b2, eps, -lr, -lr * weight_decay.
         key: of the noise by which bf16 and moments in 8 bits are rounded.

@@ -1,7 +1,6 @@
 """The topology of a whole model over a run: when a step is due, drop and grow in every sparse layer."""
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from smet_train.errors import CheckpointError
-from smet_train.optim.smet_adamw import local_steps
+from smet_train.optim.smet_adamw import MAX_AGE, local_steps
 from smet_train.sparse.finite import is_finite
 from smet_train.sparse.layout import Layout
 from smet_train.sparse.ledger import LedgerRow
@@ -46,7 +45,7 @@ def _n_active(layer: SparseLinear, density: float) -> int:
 
 
 class _Ages:
-    """For how many steps of their layer the active values have existed; of those older than 255 updates, at least."""
+    """For how many steps of their layer the active values have existed; of those whose ages have ended, at least."""
 
     def __init__(self) -> None:
         self._steps = self._slots = 0
@@ -55,9 +54,10 @@ class _Ages:
         """Count the slots of a layer with the optimizer's ``state``."""
         if "age" not in state:
             return
-        step = state["step"]
-        oldest = step - state["moved_steps"][-1] if state["moved_steps"] else step  # at least, where ages end
-        ages = [oldest if age == math.inf else int(age) for age, _ in local_steps(step, state["moved_steps"])]
+        step, moved = state["step"], state["moved_steps"]
+        ages = [age for age, _ in local_steps(step, moved)]
+        if len(moved) >= MAX_AGE:  # ages may have ended: at least
+            ages[-1] = step - moved[-1]
         held = torch.bincount(state["age"].flatten().long(), minlength=len(ages)).tolist()
         self._steps += sum(age * n for age, n in zip(ages, held, strict=True))
         self._slots += sum(held)

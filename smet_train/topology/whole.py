@@ -2,7 +2,7 @@
 choose."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,8 +26,10 @@ def made_whole(layer: SparseLinear, optimizer: torch.optim.Optimizer, gather: Ga
     optimizer.state[values] = {key: gather(held, split) if _per_slot(held) else held for key, held in state.items()}
     index = nn.Parameter(gather(local(split_index), split_index), requires_grad=False)
     layer.values, layer.packed_index = values, index
+    taking_place = getattr(optimizer, "taking_place", None)
     try:
-        yield
+        with nullcontext() if taking_place is None else taking_place(values, split):
+            yield
     finally:
         layer.values, layer.packed_index = split, split_index
         layer.topology_changed()
@@ -36,10 +38,12 @@ def made_whole(layer: SparseLinear, optimizer: torch.optim.Optimizer, gather: Ga
         local(split_index).copy_(part_of(index, split_index))
         local(split).copy_(part_of(values.detach(), split))
         for key, held in moved.items():
-            if _per_slot(held):
-                state[key].copy_(part_of(held, split))
-            else:
+            if not _per_slot(held):
                 state[key] = held
+            elif held.dtype == state[key].dtype:
+                state[key].copy_(part_of(held, split))
+            else:  # ages that have become wider
+                state[key] = part_of(held, split).clone()
     split.grad = None
 
 

@@ -268,7 +268,7 @@ def load_checkpoint(
 
     Args:
         into: a process's tensors. Of what is split there and was split when it was written, its part alone is read,
-            and into these; a split tensor that is of another shape or dtype has no memory. All else is whole.
+            and into these where the dtypes agree; a split tensor of another shape has no memory. All else is whole.
         only: the file whose tensors are read, for instance ``model``, and no others.
 
     Raises:

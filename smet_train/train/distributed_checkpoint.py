@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from smet_train.errors import CheckpointError, ConfigError
-from smet_train.sparse.shards import is_sharded
+from smet_train.sparse.shards import as_split, is_sharded, local
 from smet_train.train import files
 from smet_train.train.files import Written
 from smet_train.train.processes import Processes, lost_process_told
@@ -226,14 +226,19 @@ class StoredParts:
 
     def read_into(self, names: Collection[str], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors ``names``. Of one that has its like among ``targets``, and is split there, the part of this
-        process is read, and into that target; others are whole. One that is of another shape or dtype than its like is
-        not read at all, as it is of no use: it has no memory.
+        process is read, and into that target, or into one of its own where the dtypes differ; others are whole. One
+        that is of another shape than its like is not read at all, as it is of no use: it has no memory.
 
         Raises:
             CheckpointError: as :meth:`read`.
         """
         split = {name: targets[name] for name in names if name in targets and is_sharded(targets[name])}
-        fitting = {name: held for name, held in split.items() if (held.shape, held.dtype) == self.described[name]}
+        fitting = {
+            name: held if held.dtype == dtype else as_split(local(held).to(dtype), held)
+            for name, held in split.items()
+            for shape, dtype in [self.described[name]]
+            if held.shape == shape
+        }
         self._fill(fitting)
         unfit = split.keys() - fitting.keys()
         shells = {name: torch.empty(size, dtype=dtype, device="meta") for name, (size, dtype) in self._of(unfit)}

@@ -545,6 +545,10 @@ def save_less_than_there_are_processes(folder: Path, processes: Processes) -> No
     for name, tensor in stored.read_into(wholes, targets).items():
         assert tensor is targets[name]
         assert torch.equal(local(tensor), local(split[name]))
+    others = {name: split_as(torch.zeros_like(wholes[name]).long(), held) for name, held in split.items()}
+    for name, tensor in stored.read_into(wholes, others).items():  # as it was stored, not as the targets are
+        assert tensor.dtype == torch.float32
+        assert torch.equal(local(tensor), local(split[name]))
 
 
 def test_a_process_may_hold_nothing_of_a_tensor(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from smet_train.errors import LayoutError
 from smet_train.optim import SmetAdamW
 from smet_train.sparse import SparseLinear, sparsify
 from smet_train.sparse.shards import held_range, local, part_of, split_as, whole
+from smet_train.topology.apply import apply_move
 from smet_train.topology.exploration import Exploration, exploration_bytes
-from smet_train.topology.whole import whole_index
+from smet_train.topology.move import no_move
+from smet_train.topology.whole import made_whole, whole_index
 from smet_train.train.processes import Processes
 from tests.distributed.ranks import each
 
@@ -104,6 +106,31 @@ def index_split(processes: Processes) -> None:
 
 def test_a_split_index_can_not_be_taken_for_the_whole() -> None:
     each(2, index_split)
+
+
+def ages_become_wider(processes: Processes) -> None:
+    """In the 256th update of a layer whose ages are of one byte each."""
+    alone = sparsify(nn.Sequential(nn.Linear(40, 24)), ["0"], density=0.3, seed=1)["0"]
+    layer, _ = sparse_layer(processes, 0.3)
+    ages = torch.arange(alone.values.numel()) % 256
+    held = []
+    for each_one in (alone, layer):
+        optimizer = SmetAdamW([each_one.values], topology_moves=True)
+        state = optimizer.state[each_one.values]
+        state.update(step=256, moved_steps=list(range(255, 0, -1)))
+        state["age"].copy_(part_of(ages.byte(), each_one.values))
+        with made_whole(each_one, optimizer, processes.whole):
+            apply_move("0", each_one, no_move(each_one.index), optimizer)
+        assert state["age"].dtype == torch.int16
+        assert state["age"].shape == local(each_one.values).shape
+        assert optimizer._places.keys() == {each_one.values}
+        held.append(whole(state["age"], each_one.values))
+    assert torch.equal(held[0], held[1])
+    assert torch.equal(held[0].long(), ages + 1)
+
+
+def test_ages_of_a_split_layer_become_wider_as_those_of_a_whole_one() -> None:
+    each(2, ages_become_wider)
 
 
 def exploration_split(processes: Processes) -> None:

@@ -1,13 +1,21 @@
-import math
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from smet_train.errors import CheckpointError, ConfigError
 from smet_train.optim import SmetAdamW
-from smet_train.optim.smet_adamw import MAX_AGE, age_factors, local_steps
+from smet_train.optim.smet_adamw import (
+    age_factors,
+    in_runs,
+    local_steps,
+    out_of_runs,
+    settled_steps,
+    updates_counted,
+)
 
 
 def parameter(n: int = 5, dtype: torch.dtype = torch.float64) -> nn.Parameter:
@@ -98,35 +106,163 @@ def test_local_steps_of_a_hand_written_history() -> None:
     assert local_steps(3, []) == [(3, True)]
 
 
-def test_ages_in_one_byte_follow_integer_local_steps_over_300_updates() -> None:
-    """At beta2 = 0.999, where the correction still matters after thousands of steps. Slots 0 to 4 are never regrown, so
-    that their age ends at the 255th update."""
-    torch.manual_seed(0)
-    n, interval, warmup, kept = 40, 10, 100, 5
-    settings: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
-    p = parameter(n)
-    optimizer = SmetAdamW([p], **settings, regrow_warmup_steps=warmup, topology_moves=True)
+def follow(
+    optimizer: SmetAdamW, p: nn.Parameter, steps: int, interval: int, kept: int, warmup: int, beta2: float
+) -> None:
+    """Train ``p``, regrown every ``interval`` steps but for its first ``kept`` slots, beside a reference that counts
+    each slot's local step as an integer; they must be equal all the way."""
+    n, draw = p.numel(), torch.Generator().manual_seed(0)
     exact, m, v = p.detach().clone(), torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
     born, first = torch.zeros(n, dtype=torch.int64), torch.ones(n, dtype=torch.bool)
-    for step in range(1, 300 * interval + 50):
-        g = torch.randn(n, dtype=torch.float64)
+    for step in range(1, steps + 1):
+        g = torch.randn(n, dtype=torch.float64, generator=draw)
         take_steps(optimizer, p, g[None])
         t = (step - born).double()
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-        w = torch.where(first, torch.ones_like(t), (t / warmup).clamp(max=1.0))
-        exact -= 1e-3 * w * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
-        if step == 255 * interval:
-            torch.testing.assert_close(p.detach(), exact, rtol=1e-9, atol=1e-12)
-        if step % interval == 0 and step // interval <= 300:
-            grown = kept + torch.randperm(n - kept)[:4]
+        m, v = 0.9 * m + 0.1 * g, beta2 * v + (1 - beta2) * g * g
+        w = torch.where(first, torch.ones_like(t), (t / warmup).clamp(max=1.0)) if warmup else 1
+        exact -= 1e-3 * w * (m / (1 - 0.9**t)) / ((v / (1 - beta2**t)).sqrt() + 1e-8)
+        torch.testing.assert_close(p.detach(), exact, rtol=1e-9, atol=1e-12)
+        if step % interval == 0:
+            grown = kept + torch.randperm(n - kept, generator=draw)[:2]
             regrow(optimizer, p, grown.tolist())
             exact[grown], m[grown], v[grown], born[grown], first[grown] = 0, 0, 0, step, False
-    assert optimizer.state[p]["age"].dtype == torch.uint8
-    assert len(optimizer.state[p]["moved_steps"]) == MAX_AGE
-    torch.testing.assert_close(p.detach()[kept:], exact[kept:], rtol=1e-9, atol=1e-12)
-    # What is left of the correction after 255 updates, times all steps since at a full update each.
-    bound = 0.999 ** (255 * interval) * 1e-3 * (45 * interval + 50)
-    assert 0 < float((p.detach() - exact)[:kept].abs().max()) < bound
+
+
+@pytest.mark.parametrize(
+    ("interval", "warmup", "beta2"),
+    [(1, 0, 0.999), (1, 700, 0.999), (5, 0, 0.999), (2, 1500, 0.9)],
+    ids=["every step", "a warm-up beyond 255 updates", "every fifth", "the warm-up alone is long"],
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_ages_follow_integer_local_steps_beyond_255_updates(
+    interval: int, warmup: int, beta2: float, known: bool
+) -> None:
+    """Slots 0 to 4 are never regrown, and others live for hundreds of updates, so that a byte can't tell them apart."""
+    steps = 280 * interval + 3
+    schedule = {"topology_interval": interval, "topology_updates": steps // interval} if known else {}
+    p = parameter(40)
+    optimizer = SmetAdamW(
+        [p],
+        lr=1e-3,
+        betas=(0.9, beta2),
+        regrow_warmup_steps=warmup,
+        topology_moves=True,
+        **schedule,  # type: ignore[arg-type]
+    )
+    assert optimizer.state[p]["age"].dtype == (torch.int16 if known else torch.uint8)
+    follow(optimizer, p, steps, interval, 5, warmup, beta2)
+    assert optimizer.state[p]["age"].dtype == torch.int16
+    assert optimizer.state[p]["age"][:5].tolist() == [steps // interval] * 5
+
+
+@pytest.mark.parametrize(
+    ("interval", "beta2", "dtype", "ends"), [(7, 0.95, torch.uint8, 255), (1, 0.8, torch.int16, 356)]
+)
+def test_ages_end_where_they_make_no_difference(interval: int, beta2: float, dtype: torch.dtype, ends: int) -> None:
+    p = parameter(40)
+    optimizer = SmetAdamW(
+        [p], lr=1e-3, betas=(0.9, beta2), regrow_warmup_steps=20, topology_moves=True,
+        topology_interval=interval, topology_updates=10**6,
+    )  # fmt: skip
+    assert optimizer.state[p]["age"].dtype == dtype
+    follow(optimizer, p, 400 * interval, interval, 5, 20, beta2)
+    assert optimizer.state[p]["age"].dtype == dtype
+    assert len(optimizer.state[p]["moved_steps"]) == int(optimizer.state[p]["age"].max()) == ends
+
+
+@pytest.mark.parametrize(
+    ("betas", "warmup", "local_step", "settled"),
+    [
+        ((0.9, 0.999), 100, True, 15935),  # 0.999^15935 < 2^-23 <= 0.999^15934, where 1 + 2^-24 rounds to 1
+        ((0.9, 0.999), 20_000, True, 20_000),
+        ((0.9, 0.999), 100, False, 100),
+        ((0.9, 0.999), 0, False, 0),
+        ((0.0, 0.0), 0, True, 1),
+    ],
+)
+def test_when_age_makes_no_difference(betas: tuple[float, float], warmup: int, local_step: bool, settled: int) -> None:
+    group = {"betas": betas, "regrow_warmup_steps": warmup, "local_step": local_step}
+    assert settled_steps(group, torch.float32) == settled
+    if local_step:
+        factors = [torch.tensor(age_factors(t, False, group)).tolist() for t in (settled, settled + 1, 3 * settled)]
+        assert factors == [[1.0, 1.0]] * 3
+    if settled > 1 and local_step:
+        assert torch.tensor(age_factors(settled - 1, False, group)).tolist() != [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("interval", "updates", "counted"),
+    [(100, 10_000, 160), (63, 10_000, 253), (62, 10_000, 258), (5, 69, 69), (0, 0, 0)],
+)
+def test_how_far_ages_count(interval: int, updates: int, counted: int) -> None:
+    group = {"betas": (0.9, 0.999), "regrow_warmup_steps": 100, "local_step": True}
+    schedule = {"topology_interval": interval, "topology_updates": updates}
+    assert updates_counted({**group, **schedule}, torch.float32) == counted
+
+
+def test_a_state_in_one_byte_goes_on_where_two_are_needed_and_the_other_way_round() -> None:
+    """From a run that is extended, or of a version that knew one byte alone; and from one that began with two."""
+    torch.manual_seed(0)
+    gradients = torch.randn(300, 40, dtype=torch.float64)
+
+    def train(optimizer: SmetAdamW, p: nn.Parameter, steps: range) -> None:
+        for step in steps:
+            take_steps(optimizer, p, gradients[step : step + 1])
+            regrow(optimizer, p, [step % 40])
+
+    def make(updates: int) -> tuple[nn.Parameter, SmetAdamW]:
+        p = parameter(40)
+        return p, SmetAdamW([p], topology_moves=True, topology_interval=1, topology_updates=updates)
+
+    whole, of_whole = make(300)
+    train(of_whole, whole, range(300))
+    for before, after in ((100, 300), (300, 100)):
+        p, optimizer = make(before)
+        train(optimizer, p, range(100))
+        q, other = make(after)
+        other.restore({q: "x"}, *optimizer.state_for_checkpoint({p: "x"}))
+        q.data.copy_(p.data)
+        assert other.state[q]["age"].dtype == torch.int16
+        train(other, q, range(100, 300))
+        assert torch.equal(q, whole)
+        assert torch.equal(other.state[q]["age"], of_whole.state[whole]["age"])
+
+
+@given(st.lists(st.integers(0, 2**40)) | st.lists(st.integers(0, 9)))
+def test_steps_of_updates_are_saved_in_runs(steps: list[int]) -> None:
+    assert out_of_runs(in_runs(steps)) == steps == out_of_runs(steps)
+
+
+def test_thousands_of_updates_are_few_numbers_in_a_checkpoint() -> None:
+    assert in_runs(range(16_000, 0, -1)) == [[16_000, -1, 16_000]]
+    assert in_runs([90, 80, 70, 65, 60, 7]) == [[90, -10, 3], [65, -5, 2], [7, 0, 1]]
+    assert in_runs([]) == []
+
+
+@pytest.mark.parametrize("runs", [[[1, 2]], ["1"], [[1, 0.5, 2]], [[0, 0, 10**12]], [None]])
+def test_what_is_no_steps_of_updates_is_refused(runs: list[Any]) -> None:
+    p = parameter(4)
+    optimizer = SmetAdamW([p], topology_moves=True)
+    tensors, plain = optimizer.state_for_checkpoint({p: "x"})
+    plain["x"]["moved_steps"] = runs
+    with pytest.raises(CheckpointError, match=r"moved_steps are .*, which are no steps of updates"):
+        optimizer.restore({p: "x"}, tensors, plain)
+
+
+def test_a_state_whose_ages_had_ended_at_a_byte_goes_on() -> None:
+    """As versions wrote it that ended ages at the 255th update: what is that old counts as the first topology does."""
+    p = parameter(3)
+    optimizer = SmetAdamW([p], topology_moves=True, topology_interval=1, topology_updates=1000)
+    tensors, plain = optimizer.state_for_checkpoint({p: "x"})
+    tensors["x.age"] = torch.tensor([255, 3, 0], dtype=torch.uint8)
+    plain["x"] = {"step": 400, "moved_steps": list(range(400, 145, -1))}
+    optimizer.restore({p: "x"}, tensors, plain)
+    take_steps(optimizer, p, torch.ones(1, 3, dtype=torch.float64))
+    optimizer.note_topology_update(p)
+    state = optimizer.state[p]
+    assert state["age"].tolist() == [256, 4, 1]
+    steps = [local_steps(state["step"], state["moved_steps"])[age] for age in state["age"]]
+    assert steps == [(401, True), (401 - 397, False), (1, False)]
 
 
 @pytest.mark.parametrize("local_step", [True, False])
@@ -159,19 +295,6 @@ def test_a_parameter_that_misses_steps_counts_its_own(local_step: bool) -> None:
             regrow(optimizer, p, grown.tolist())
             exact[grown], m[grown], v[grown], born[grown], first[grown] = 0, 0, 0, taken, False
     assert optimizer.state[p]["step"] == taken
-
-
-def test_a_weight_older_than_255_updates_stays_at_the_highest_age() -> None:
-    p = parameter(2)
-    optimizer = SmetAdamW([p], topology_moves=True)
-    for step in range(1, 301):
-        optimizer.state[p]["step"] = step
-        regrow(optimizer, p, [1])
-    assert optimizer.state[p]["age"].tolist() == [255, 0]
-    table = local_steps(301, optimizer.state[p]["moved_steps"])
-    assert (len(table), table[0], table[254], table[255]) == (256, (1, False), (301 - 46, False), (math.inf, True))
-    # grown fully: plain Adam without a correction
-    assert age_factors(*table[255], optimizer.param_groups[0]) == (1.0, 1.0)
 
 
 def test_ages_are_kept_only_where_the_topology_moves() -> None:
