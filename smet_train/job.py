@@ -168,7 +168,10 @@ def _train(
     console.print("preparing the data …" if tokenizer_file else "preparing the data and its tokenizer …")
     with closing(build_shared_data(config, tokenizer_file, processes)) as data:
         if processes.leads:
-            save_tokenizer(data.tokenizer, run_folder)
+            if tokenizer_file is None or tokenizer_file.parent.resolve() != run_folder.resolve():
+                save_tokenizer(
+                    data.tokenizer, run_folder
+                )  # not over that of a run: its checkpoints know it by its hash
             if checkpoint is None:
                 save_config(config, run_folder / "config.yaml")
         backends = chosen_backends(config, checkpoint)

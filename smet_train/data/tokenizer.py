@@ -52,7 +52,8 @@ def _write_utf8(path: Path, text: str) -> None:
 
 
 class TextTokenizer:
-    """Text to token ids and back. No special token is ever read from text or added but by the packing.
+    """Text to token ids and back. No special token is ever read from text or added but by the packing: what adds some
+    in the hands of others, the post-processor, is left out, so that what is saved makes the same ids there.
 
     Attributes:
         vocab_size: one more than the largest id.
@@ -69,6 +70,8 @@ class TextTokenizer:
         tokenizer.encode_special_tokens = True
         self.given_hash: str = _hash(tokenizer, eos_token)
         without_dropout(tokenizer)
+        if tokenizer.post_processor is not None:
+            tokenizer.post_processor = None
         self._tokenizer = tokenizer
         self._encoder = encoder_of(tokenizer, eos_token)
         self.eos_token = eos_token
@@ -101,7 +104,7 @@ class TextTokenizer:
         return cls(Tokenizer.from_str(text), eos_token)
 
     def is_of(self, content_hash: str) -> bool:
-        """Whether ``content_hash`` is of this tokenizer, or of it with its dropout, as earlier versions took it."""
+        """Whether ``content_hash`` is of this tokenizer, or of it with its dropout and post-processor, as earlier versions took it."""
         return content_hash in (self.content_hash, self.given_hash)
 
     def encode(self, text: str) -> list[int]:
@@ -148,18 +151,22 @@ class TextTokenizer:
         """The content of its ``tokenizer.json``."""
         return str(self._tokenizer.to_str(pretty=True))
 
-    def save(self, folder: Path, write: Callable[[Path, str], object] = _write_utf8) -> None:
+    def save(
+        self, folder: Path, write: Callable[[Path, str], object] = _write_utf8, *, for_others: bool = False
+    ) -> None:
         """Write ``tokenizer.json`` into ``folder``, and the ``tokenizer_config.json`` that names its end of text.
 
-        The folder then loads with ``from_file`` and with transformers' ``AutoTokenizer``.
+        The folder then loads with ``from_file`` and with transformers' ``AutoTokenizer``, which makes the same ids;
+        ``for_others``: also of texts that spell a special token which is a word or piece of the model.
         """
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self.eos_token,
+            "split_special_tokens": True,
             "clean_up_tokenization_spaces": False,
         }
         write(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
-        write(folder / "tokenizer.json", self.to_json())
+        write(folder / "tokenizer.json", str(self._encoder.to_str(pretty=True)) if for_others else self.to_json())
 
 
 class TextPieces:

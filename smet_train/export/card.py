@@ -93,8 +93,10 @@ def _facts(trained: Trained) -> Iterable[tuple[str, str]]:
     yield "trained for", f"{trained.step:,} of {config.train.steps:,} steps, {plain['tokens']:,} tokens"
     window = config.data.sequence_tokens
     yield "window", f"{window} tokens; later positions were never trained, so evaluate it with `max_length={window}`"
-    end = trained.tokenizer.eos_token
-    yield "beginning of a text", f"`{end}`, as between documents; the tokenizer does not add it"
+    token = trained.tokenizer.eos_token.replace("|", r"\|")  # which would end the cell, in code too
+    end = f"`{token}` (id {trained.tokenizer.eos_id})"
+    yield "beginning of a text", f"{end}, as between documents; put its id before those of a text"
+    yield "ids of a text", "those of training: the tokenizer adds none, and takes a special token's name for text"
     yield "precision", f"`{config.train.precision.name}`"
     yield "validation", _validation(trained)
     yield "data", _data(config)

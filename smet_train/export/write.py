@@ -44,7 +44,7 @@ def export(path: Path, format: str, out: Path) -> Exported:
         raise ConfigError(f"{path} has no sparse layer (method={trained.config.method}); write --format hf")
     with new_folder(out) as folder:
         _WRITERS[format](trained, folder)
-        trained.tokenizer.save(folder)
+        trained.tokenizer.save(folder, for_others=True)
         files.replace_text(folder / "README.md", model_card(trained, format, out.resolve().name))
     _, parameters = count_parameters(trained.model)
     return Exported(

@@ -33,6 +33,7 @@ def test_it_has_the_facts_of_the_run(trained_as: TrainedAs) -> None:
         f"loss {last['loss']:.4f} nats a token, perplexity {last['perplexity']:.4g}, over {last['tokens']:,} tokens",
         "| data | text files: `corpus.txt` |",
         "| tokenizer | byte-level BPE of ",
+        r"| beginning of a text | `<\|endoftext\|>` (id 0), as between documents",
         "| version | smet-train ",
         "license: unknown",
         'AutoModelForCausalLM.from_pretrained("little")',
