@@ -13,7 +13,7 @@ from smet_train.data.rules import ReadRules
 from smet_train.data.sources import Source, SourceSpec, open_source
 from smet_train.data.stream import TokenWindows
 from smet_train.data.tokenizer import TextTokenizer, prepare_tokenizer
-from smet_train.data.validation import validation_windows
+from smet_train.data.validation import HeldOut, held_out_windows
 from smet_train.sparse_model import cache_dir, named_tokenizer
 from smet_train.train.processes import Processes
 from smet_train.train.shared_batches import SharedBatches
@@ -58,9 +58,9 @@ def build_source(config: Config) -> Source:
     )
 
 
-def build_held_out(config: Config, source: Source, tokenizer: TextTokenizer) -> Tensor:
+def build_held_out(config: Config, source: Source, tokenizer: TextTokenizer) -> HeldOut:
     """The held-out windows that a run looks at: those of its evaluations, then those of its probe batch."""
-    return validation_windows(
+    return held_out_windows(
         source,
         tokenizer,
         sequence_tokens=config.data.sequence_tokens,
@@ -86,7 +86,7 @@ def build_data(config: Config, tokenizer_file: Path | None) -> Data:
     )
     if tokenizer_file is None:
         warn_of_another_tokenizer(config, tokenizer)
-    validation = build_held_out(config, source, tokenizer)
+    validation = build_held_out(config, source, tokenizer).windows
     windows = TokenWindows(
         source,
         tokenizer,

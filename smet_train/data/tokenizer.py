@@ -5,7 +5,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -104,7 +104,7 @@ class TextTokenizer:
         return cls(Tokenizer.from_str(text), eos_token)
 
     def is_of(self, content_hash: str) -> bool:
-        """Whether ``content_hash`` is of this tokenizer, or of it with its dropout and post-processor, as earlier versions took it."""
+        """Whether ``content_hash`` is of this tokenizer, or of it with dropout and post-processor, as versions before."""
         return content_hash in (self.content_hash, self.given_hash)
 
     def encode(self, text: str) -> list[int]:
@@ -138,6 +138,22 @@ class TextTokenizer:
     def unknown_share(self, texts: list[str]) -> tuple[float, float]:
         """Fractions of the characters of ``texts`` that are unknown, and that are left out without a token."""
         return unknown_share(self._encoder, texts)
+
+    def measure(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids of ``text``, the end-of-text token last, and for each the UTF-8 bytes of ``text`` that it stands for.
+
+        The bytes of any first ids together are those of the text up to the last character that they complete; of all
+        ids, those of the whole text. So what a tokenizer replaces, leaves out or can't spell counts with its true
+        bytes, and a character whose bytes are several tokens' counts with the last of them.
+        """
+        encoding = self._encoder.encode(text, add_special_tokens=False)
+        starts = [start for start, _ in encoding.offsets] + [len(text)]
+        sizes = [0, *accumulate(len(character.encode("utf-8", "surrogatepass")) for character in text)]
+        # After each token: the first character that a later one has a part in, and how far those so far have come.
+        begun = list(accumulate(reversed(starts), min))[::-1][1:]
+        reached = accumulate((end for _, end in encoding.offsets), max)
+        ends = [0, *(sizes[min(pair)] for pair in zip(reached, begun, strict=True)), sizes[-1]]
+        return [*encoding.ids, self.eos_id], [end - before for before, end in pairwise(ends)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, special tokens spelled out."""

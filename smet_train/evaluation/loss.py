@@ -16,7 +16,7 @@ from smet_train.config.schema import Config
 from smet_train.data.sources import Source
 from smet_train.data.split import is_validation
 from smet_train.errors import DataError
-from smet_train.evaluation.windows import TextWindows, cut_windows, text_bytes
+from smet_train.evaluation.windows import TextWindows, cut_windows
 from smet_train.tracking.jsonl import read_events
 from smet_train.train.evaluate import perplexity
 from smet_train.train.step import token_loss
@@ -34,7 +34,9 @@ class TextLoss:
     Attributes:
         data: what was read, for a person.
         loss: nats a predicted token, each token with the same weight.
-        bits_per_byte: bits for all predicted tokens (end-of-text ones too), by the UTF-8 bytes of the text.
+        text_bytes: UTF-8 bytes of the text itself, whatever its tokens spell; of a document that the last window cuts,
+            those up to the last character that is whole.
+        bits_per_byte: bits for all predicted tokens (end-of-text ones too), by ``text_bytes``.
         tokens: predicted tokens.
         last_window_tokens: those of the last window, where it is shorter than ``sequence_tokens``; else 0.
     """
@@ -89,12 +91,11 @@ def text_loss(
     source = build_source(config)
     windows: Iterable[list[int]]
     if split == "eval":
-        held_out, _ = split_probe(config, build_held_out(config, source, trained.tokenizer))
-        windows = cut_windows(held_out.tolist(), max_tokens)
-        text = None
+        held_out = build_held_out(config, source, trained.tokenizer)
+        windows = cut_windows(split_probe(config, held_out.windows)[0].tolist(), max_tokens)
     else:
         documents = _documents(source, config.data.validation_fraction if split == "validation" else None)
-        windows = text = TextWindows(documents, trained.tokenizer, config.data.sequence_tokens, max_tokens)
+        windows = TextWindows(documents, trained.tokenizer, config.data.sequence_tokens, max_tokens)
     batch_size = batch_size or config.train.micro_batch_size
     total = _mean(trained.model, windows, config, batch_size, progress)
     if total.tokens == 0:
@@ -102,7 +103,7 @@ def text_loss(
             f"{source.name} has no document in its validation split, which data.validation_fraction="
             f"{config.data.validation_fraction} of them belong to; write --split all, or give more files"
         )
-    size = text_bytes(windows, trained.tokenizer) if text is None else text.text_bytes
+    size = windows.text_bytes if isinstance(windows, TextWindows) else held_out.text_bytes(total.tokens)
     return TextLoss(
         data=source.description,
         fingerprint=source.fingerprint,

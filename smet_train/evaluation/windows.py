@@ -13,7 +13,7 @@ class TextWindows(Iterable[list[int]]):
 
     Attributes:
         tokens, documents, text_bytes: targets, documents and UTF-8 bytes of text in the windows given so far; a
-            document that ``max_tokens`` cuts counts as one, with the bytes of what its tokens spell.
+            document that ``max_tokens`` cuts counts as one, with the bytes of what its tokens stand for.
     """
 
     def __init__(
@@ -41,11 +41,12 @@ class TextWindows(Iterable[list[int]]):
 
     def _counted(self, document: str) -> list[int]:
         ids = [*self._tokenizer.encode(document), self._tokenizer.eos_id]
+        n_bytes = len(document.encode("utf-8", "surrogatepass"))
         if self._max_tokens is not None and len(ids) > self._max_tokens - self.tokens:
+            ids, sizes = self._tokenizer.measure(document)
             ids = ids[: self._max_tokens - self.tokens]
-            self.text_bytes += _bytes_of(self._tokenizer.decode(ids))
-        else:
-            self.text_bytes += _bytes_of(document)
+            n_bytes = sum(sizes[: len(ids)])
+        self.text_bytes += n_bytes
         self.tokens += len(ids)
         self.documents += 1
         return ids
@@ -62,20 +63,3 @@ def cut_windows(windows: Iterable[list[int]], max_tokens: int | None) -> list[li
         if len(window) > 1:
             kept.append(window)
     return kept
-
-
-def text_bytes(windows: Iterable[list[int]], tokenizer: TextTokenizer) -> int:
-    """UTF-8 bytes of the text that the targets of successive ``windows`` spell; end-of-text tokens have none."""
-    total, document = 0, list[int]()
-    for window in windows:
-        for token in window[1:]:
-            if token != tokenizer.eos_id:
-                document.append(token)
-            elif document:
-                total += _bytes_of(tokenizer.decode(document))
-                document = []
-    return total + _bytes_of(tokenizer.decode(document))
-
-
-def _bytes_of(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))

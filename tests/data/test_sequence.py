@@ -10,7 +10,7 @@ from smet_train.data.rules import ReadRules
 from smet_train.data.sequence import SequenceStream
 from smet_train.data.sources import SOURCES, SourceSpec, open_source, register_source
 from smet_train.data.tokenizer import TextTokenizer
-from smet_train.data.validation import validation_windows
+from smet_train.data.validation import held_out_windows
 from smet_train.errors import DataError
 
 
@@ -82,14 +82,14 @@ def test_nothing_is_kept_of_documents_that_may_change_behind_their_settings(
     register_source("mine", lambda _: texts)
 
     def held_out() -> str:
-        windows = validation_windows(
+        windows = held_out_windows(
             open_source(SourceSpec("mine")),
             tokenizer,
             sequence_tokens=8,
             windows=4,
             validation_fraction=0.5,
             cache_dir=tmp_path / "kept",
-        )
+        ).windows
         return tokenizer.decode(windows[:, 1:].flatten().tolist())
 
     assert "move" in held_out()

@@ -14,7 +14,7 @@ from smet_train.data.sources import Source, SourceSpec, open_source
 from smet_train.data.split import is_validation
 from smet_train.data.stream import TokenWindows
 from smet_train.data.tokenizer import TextTokenizer
-from smet_train.data.validation import validation_windows
+from smet_train.data.validation import held_out_windows
 from smet_train.errors import DataError
 
 SEQUENCE_TOKENS = 20
@@ -148,9 +148,9 @@ def test_validation_windows_hold_the_held_out_documents_alone(
 ) -> None:
     held = [text for text in source.documents() if is_validation(text, 0.1)]
     assert 5 < len(held) < 25
-    found = validation_windows(
+    found = held_out_windows(
         source, tokenizer, sequence_tokens=SEQUENCE_TOKENS, windows=10_000, validation_fraction=0.1, cache_dir=tmp_path
-    )
+    ).windows
     assert torch.equal(found[1:, 0], found[:-1, -1])
     text = tokenizer.decode(found[:, 1:].flatten().tolist())
     assert "<|endoftext|>".join(held).startswith(text.removesuffix("<|endoftext|>"))
@@ -161,9 +161,9 @@ def test_validation_windows_are_cached_and_a_damaged_cache_is_made_again(
     source: Source, tokenizer: TextTokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def make(folder: Path = tmp_path) -> torch.Tensor:
-        return validation_windows(
+        return held_out_windows(
             source, tokenizer, sequence_tokens=SEQUENCE_TOKENS, windows=3, validation_fraction=0.1, cache_dir=folder
-        )
+        ).windows
 
     first = make()
     assert first.shape == (3, SEQUENCE_TOKENS + 1)
@@ -184,7 +184,7 @@ def test_too_little_held_out_text_is_an_error(source: Source, tokenizer: TextTok
         DataError,
         match=r"of \d+ documents, .*not one window of data.sequence_tokens=100000; raise data.validation_fract",
     ):
-        validation_windows(
+        held_out_windows(
             source, tokenizer, sequence_tokens=100_000, windows=3, validation_fraction=0.1, cache_dir=tmp_path
         )
 
@@ -194,7 +194,7 @@ def test_one_document_cannot_be_split(tokenizer: TextTokenizer, tmp_path: Path) 
     (tmp_path / "input.txt").write_text("sites move\n\n" * 100)
     whole = open_source(SourceSpec("text", files=(str(tmp_path / "input.txt"),), text_unit="document"))
     with pytest.raises(DataError, match="of 1 documents.*; with 1 document .* write data.text_unit=paragraph or line"):
-        validation_windows(whole, tokenizer, sequence_tokens=8, windows=3, validation_fraction=0.01, cache_dir=tmp_path)
+        held_out_windows(whole, tokenizer, sequence_tokens=8, windows=3, validation_fraction=0.01, cache_dir=tmp_path)
 
 
 def test_windows_without_long_documents_are_others(tokenizer: TextTokenizer, tmp_path: Path) -> None:
@@ -205,9 +205,9 @@ def test_windows_without_long_documents_are_others(tokenizer: TextTokenizer, tmp
     def held_out(cache_dir: Path, longest_bytes: int) -> torch.Tensor:
         rules = ReadRules(on_bad="skip", max_bad_fraction=1, max_document_bytes=longest_bytes)
         spec = SourceSpec("text", files=(str(tmp_path / "lines.txt"),), text_unit="line", rules=rules)
-        return validation_windows(
+        return held_out_windows(
             open_source(spec), tokenizer, sequence_tokens=8, windows=9, validation_fraction=0.5, cache_dir=cache_dir
-        )
+        ).windows
 
     fresh, all_documents = held_out(tmp_path / "fresh", 100), held_out(tmp_path / "shared", 10_000)
     assert not torch.equal(fresh, all_documents)
@@ -215,9 +215,9 @@ def test_windows_without_long_documents_are_others(tokenizer: TextTokenizer, tmp
 
 
 def test_no_windows_read_nothing(source: Source, tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    none = validation_windows(
+    none = held_out_windows(
         source, tokenizer, sequence_tokens=5, windows=0, validation_fraction=0.1, cache_dir=tmp_path
-    )
+    ).windows
     assert none.shape == (0, 6)
 
 

@@ -3,12 +3,17 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, normalizers
 
-from smet_train.config.schema import Config, DataSource
+from smet_train.config.schema import Config, DataSource, TextUnit
+from smet_train.data.split import is_validation
+from smet_train.data.tokenizer import TextTokenizer
 from smet_train.errors import DataError
 from smet_train.evaluation.loss import recorded_loss, text_loss
 from smet_train.job import run_training
@@ -76,6 +81,31 @@ def test_the_validation_split_begins_with_the_windows_of_the_evaluations(trained
     assert told == [64, 96, 100]
     whole = text_loss(trained, split="validation")
     assert whole.tokens > text_loss(trained, split="eval").tokens
+
+
+def test_bits_by_the_true_bytes_of_a_text_that_the_tokenizer_can_not_spell(trained: Trained, tmp_path: Path) -> None:
+    """Half of each document is unknown to the tokenizer, and the other half is spelled otherwise: its bytes are not
+    those of "<unk>", nor of what the normalizer makes of it."""
+    pieces = [("<unk>", 0.0), ("x", -1.0), ("fi", -1.0)]
+    unigram = Tokenizer(models.Unigram(pieces, 0, False))
+    unigram.normalizer = normalizers.NFKC()  # makes "fi", two letters, of the ligature
+    unigram.add_special_tokens(["</s>"])
+    other = replace(trained, tokenizer=TextTokenizer(unigram, "</s>"))
+    (tmp_path / "texts.txt").write_text("\n".join("x日本語" + "\ufb01" * n for n in range(1, 200)), encoding="utf-8")
+    data: dict[str, Any] = {
+        "source": DataSource.text, "files": [str(tmp_path / "texts.txt")], "text_unit": TextUnit.line,
+        "validation_fraction": 0.5, "cache_dir": str(tmp_path / "cache"),
+    }  # fmt: skip
+    of_data = replace(other, config=replace(other.config, data=replace(other.config.data, **data)))
+    held = [text for text in (tmp_path / "texts.txt").read_text("utf-8").split("\n") if is_validation(text, 0.5)]
+    sizes = [size for text in held for size in [1, 9, *[3] * (len(text) - 4), 0]]
+    for max_tokens in (1, 2, 3, 40, 127):
+        for split in ("eval", "validation"):
+            found = text_loss(of_data, split=split, max_tokens=max_tokens)
+            assert (found.tokens, found.text_bytes) == (max_tokens, sum(sizes[:max_tokens]))
+            bits = found.loss * max_tokens / math.log(2)
+            assert found.bits_per_byte == pytest.approx(bits / sum(sizes[:max_tokens]), rel=1e-9)
+    assert text_loss(of_data, split="validation").text_bytes == sum(len(text.encode()) for text in held)
 
 
 def test_a_split_without_documents_is_told(trained: Trained, tmp_path: Path) -> None:
