@@ -4,13 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from smet_train.averaging import WeightAverage as WeightAverage
     from smet_train.library import SparseTraining as SparseTraining
     from smet_train.trainer_callback import SparseTrainingCallback as SparseTrainingCallback
 
 __version__ = "0.1.0"
 
 # Read when first asked for: importing smet_train alone needs neither torch nor transformers.
-_LIBRARY = {"SparseTraining": "smet_train.library", "SparseTrainingCallback": "smet_train.trainer_callback"}
+_LIBRARY = {
+    "SparseTraining": "smet_train.library",
+    "SparseTrainingCallback": "smet_train.trainer_callback",
+    "WeightAverage": "smet_train.averaging",
+}
 
 
 def __getattr__(name: str) -> Any:

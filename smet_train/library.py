@@ -27,7 +27,8 @@ class SparseTraining:
     """Makes ``model`` sparse in place and holds what trains it; call :meth:`after_step` after each optimizer step.
 
     Without further arguments this is SMET as ``smet-train`` runs it: weights of least magnitude are dropped every
-    ``interval`` steps and as many grown at random, whose updates count their own steps.
+    ``interval`` steps and as many grown at random, whose updates count their own steps. For an EMA or SWA take
+    :class:`smet_train.WeightAverage`: an average of ``values``, slot by slot, mixes up weights that have moved.
 
     Args:
         model: any module; its chosen ``nn.Linear`` (and transformers' ``Conv1D``) layers are replaced. Move it to its

@@ -104,7 +104,7 @@ class TextTokenizer:
         return cls(Tokenizer.from_str(text), eos_token)
 
     def is_of(self, content_hash: str) -> bool:
-        """Whether ``content_hash`` is of this tokenizer, or of it with dropout and post-processor, as versions before."""
+        """Whether ``content_hash`` is of this tokenizer, or of it as given, as versions before took it."""
         return content_hash in (self.content_hash, self.given_hash)
 
     def encode(self, text: str) -> list[int]:

@@ -22,7 +22,8 @@ class SparseLinear(nn.Module):
 
     Because the parameter holds active values only, so do its gradient, its optimizer state, gradient clipping,
     all-reduce and checkpoints. The index alone says which sites are active: a grown value starts at 0.0 and is active
-    all the same. It is held packed (:mod:`smet_train.sparse.index`); ``index`` unpacks it anew each time it is read.
+    all the same. An average of parameters (EMA, SWA) must follow the sites: see ``smet_train.averaging``. The index is
+    held packed (:mod:`smet_train.sparse.index`); ``index`` unpacks it anew each time it is read.
 
     Args:
         layout: shape and number of active values.
