@@ -14,7 +14,7 @@ from smet_train.config.plain import to_dict
 from smet_train.config.schema import Config
 from smet_train.config.unread import without_effect
 from smet_train.initial import open_pretrained
-from smet_train.optim import FusedStep, LrSchedule, SmetAdamW, parameter_groups
+from smet_train.optim import FusedStep, LrSchedule, SmetAdamW, parameter_groups, peak_rates
 from smet_train.optim.smet_adamw import MAX_AGE, age_dtype, settled_steps, updates_counted
 from smet_train.sparse import SparseLinear
 from smet_train.sparse.ledger import count_parameters
@@ -315,6 +315,26 @@ def _about_ages(config: Config, schedule: TopologySchedule) -> list[str]:
     ]
 
 
+_ROLES = {
+    "sparse": "sparse layers",
+    "embedding": "embeddings and output layer",
+    "dense": "dense matrices",
+    "no_decay": "norms and biases",
+}
+_RULES = {"none": "", "sqrt": " (optimizer.lr / sqrt(density))", "linear": " (optimizer.lr / density)"}
+
+
+def rates_line(config: Config, optimizer: SmetAdamW) -> str:
+    """The learning rates at the schedule's peak: a density rule multiplies those of sparse layers alone."""
+    rule = {"sparse": _RULES[config.optimizer.lr_density_rule.name]}
+    peaks = peak_rates(optimizer.param_groups, config.optimizer.lr)
+    told = [
+        f"{' to '.join(f'{rate:.3g}' for rate in sorted({rates[0], rates[-1]}))} {_ROLES[role]}{rule.get(role, '')}"
+        for role, rates in peaks.items()
+    ]
+    return f"peak rates  {', '.join(told)}"
+
+
 def beginning(config: Config) -> list[str]:
     """What a run with ``model.init_from`` takes from there, and what not."""
     file, hub_name = named_tokenizer(config)
@@ -341,6 +361,7 @@ def run_header(config: Config, run: Run) -> dict[str, Any]:
         "steps": config.train.steps,
         "batch_size": config.train.batch_size,
         "sequence_tokens": config.data.sequence_tokens,
+        "peak_lr": peak_rates(run.optimizer.param_groups, config.optimizer.lr),
         "precision": config.train.precision.name,
         "device": str(run.device),
         "seed": config.seed,

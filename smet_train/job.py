@@ -15,7 +15,7 @@ from smet_train.analysis.closing import next_lines, stopped_lines, where_lines
 from smet_train.analysis.layers import print_layers
 from smet_train.analysis.prediction import Prediction
 from smet_train.analysis.summary import print_summary, run_summary
-from smet_train.build import beginning, build_run, remarks, run_header
+from smet_train.build import beginning, build_run, rates_line, remarks, run_header
 from smet_train.build_data import build_shared_data
 from smet_train.config.continuation import (
     Change,
@@ -325,6 +325,7 @@ def announce(console: Console, config: Config, run: Run, source: str, backends: 
         f"parameters  {active:,} active of {dense:,} ({active / dense:.1%})",
         f"training    {settings.total_steps:,} steps x {settings.tokens_per_step:,} tokens = {tokens:,} tokens, "
         f"{settings.precision} on {run.device}" + (f", {n_processes} processes" if n_processes > 1 else ""),
+        rates_line(config, run.optimizer),
         f"data        {source}",
         f"run folder  {run.folder}",
     ]

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from smet_train.build import build_optimizer, remarks
+from smet_train.build import build_optimizer, rates_line, remarks
 from smet_train.build_data import build_data, build_shared_data
 from smet_train.config.schema import Config
 from smet_train.errors import LayoutError
+from smet_train.optim import peak_rates
 from smet_train.sparse_model import build_sparse_model, planned_vocabulary
 from smet_train.train.processes import Processes
 
@@ -64,6 +65,47 @@ def test_what_a_run_should_know_before_it_starts(quick_config: Callable[..., Con
     ]
     assert remarks(quick_config("method=set", *often)) == []
     assert remarks(quick_config("method=smet", *often, "optimizer.betas=[0.9,0.95]")) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line", "peaks"),
+    [
+        (
+            ["method=smet", "sparsity.density=0.25", "optimizer.lr=1e-3"],
+            "peak rates  0.004 sparse layers (optimizer.lr / density), 0.001 embeddings and output layer, 0.001 norms "
+            "and biases",
+            {"sparse": [0.004], "embedding": [0.001], "no_decay": [0.001]},
+        ),
+        (
+            ["method=set", "optimizer.lr=1e-3", "optimizer.embedding_lr=3e-3"],
+            "peak rates  0.001 sparse layers, 0.003 embeddings and output layer, 0.001 norms and biases",
+            {"sparse": [0.001], "embedding": [0.003], "no_decay": [0.001]},
+        ),
+        (
+            ["method=dense", "optimizer.lr=5e-4"],
+            "peak rates  0.0005 embeddings and output layer, 0.0005 dense matrices, 0.0005 norms and biases",
+            {"embedding": [0.0005], "dense": [0.0005], "no_decay": [0.0005]},
+        ),
+        (
+            [
+                "optimizer.lr=1e-4", "optimizer.lr_density_rule=sqrt", "sparsity.density=0.25",
+                "sparsity.densities=['*.q_proj=0.04']",
+            ],
+            "peak rates  0.0002 to 0.0005 sparse layers (optimizer.lr / sqrt(density)), 0.0001 embeddings and output "
+            "layer, 0.0001 norms and biases",
+            {"sparse": [0.0002, 0.0005], "embedding": [0.0001], "no_decay": [0.0001]},
+        ),
+    ],
+)  # fmt: skip
+def test_the_rates_that_each_kind_of_parameter_comes_to_are_told(
+    quick_config: Callable[..., Config], overrides: list[str], line: str, peaks: dict[str, list[float]]
+) -> None:
+    config = quick_config(*overrides)
+    model, densities = build_sparse_model(config, planned_vocabulary(config), torch.device("cpu"))
+    optimizer = build_optimizer(config, model, densities)
+    assert rates_line(config, optimizer) == line
+    found = peak_rates(optimizer.param_groups, config.optimizer.lr)
+    assert {role: pytest.approx(rates) for role, rates in peaks.items()} == found
 
 
 def test_a_layer_that_would_be_pruned_away_is_named_before_the_run(quick_config: Callable[..., Config]) -> None:

@@ -70,6 +70,8 @@ def test_a_run_folder_holds_what_the_contract_says(quick_config: QuickConfig, tm
     events = read_events(tmp_path / "metrics.jsonl")
     kinds = [event["event"] for event in events]
     assert kinds[0] == "run"
+    assert events[0]["peak_lr"] == {"sparse": [pytest.approx(5e-3)], "embedding": [5e-4], "no_decay": [5e-4]}
+    assert "peak rates  0.005 sparse layers (optimizer.lr / density), 0.0005 embeddings" in printed
     assert kinds[-2:] == ["memory", "end"]
     assert kinds.count("train") == 6
     assert [e["step"] for e in events if e["event"] == "topology"] == [2, 4]

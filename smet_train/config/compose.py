@@ -244,6 +244,12 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=open_schema())
     OmegaConf.register_new_resolver("smet.run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("smet.sweep_folder", _sweep_folder, replace=True)
+    OmegaConf.register_new_resolver("smet.by_method", _by_method, replace=True)
+
+
+def _by_method(otherwise: Any, choices: DictConfig, *, _root_: DictConfig) -> Any:
+    """``${smet.by_method:VALUE,{METHOD:VALUE,…}}``: what an experiment sets for the method that is chosen beside it."""
+    return choices.get(_root_.method, otherwise)
 
 
 def _run_folder(*, _root_: DictConfig) -> str:

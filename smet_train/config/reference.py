@@ -108,7 +108,12 @@ def _sets(group: str, name: str) -> list[str]:
         for key, option in entry.items()
     ]
     prefix = "" if "@package _global_" in text else f"{group}."
-    return chosen + [f"{prefix}{key}={spell(value)}" for key, value in flatten(content).items()]
+    return chosen + [f"{prefix}{key}={_typed(value)}" for key, value in flatten(content).items()]
+
+
+def _typed(value: object) -> str:
+    """``value`` as Hydra takes it in an override: what is resolved, ``${…}``, in quotes."""
+    return f"'{value}'" if isinstance(value, str) and "${" in value else spell(value)
 
 
 def main(arguments: list[str]) -> int:

@@ -1,6 +1,6 @@
 """Parameter groups by role, never by number of dimensions: a sparse matrix's values are one-dimensional too."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -62,6 +62,14 @@ def parameter_groups(
     groups.append({"role": "dense", "params": matrices, "weight_decay": weight_decay})
     groups.append({"role": "no_decay", "params": vectors, "weight_decay": 0.0, "moments": "fp32"})
     return [group for group in groups if group["params"]]
+
+
+def peak_rates(groups: Iterable[Mapping[str, Any]], lr: float) -> dict[str, list[float]]:
+    """The learning rates that ``lr`` comes to under the groups' scales: by role, ascending, each once."""
+    found: dict[str, set[float]] = {}
+    for group in groups:
+        found.setdefault(group["role"], set()).add(lr * group["lr_scale"])
+    return {role: sorted(rates) for role, rates in found.items()}
 
 
 def embedding_parameters(model: nn.Module) -> set[int]:

@@ -7,6 +7,7 @@ from smet_train.config.launch import launch
 from smet_train.config.locate import config_folder, group_options, groups
 from smet_train.config.schema import Config, DataSource, Family, Precision
 from smet_train.errors import ConfigError
+from smet_train.optim.groups import lr_density_scale
 
 
 def test_overrides_win_over_the_experiment_and_it_over_the_groups() -> None:
@@ -20,6 +21,30 @@ def test_overrides_win_over_the_experiment_and_it_over_the_groups() -> None:
     assert (config.method, config.sparsity.enabled, config.sparsity.density) == ("dense", False, 0.2)
     config = compose(["+experiment=demo", "model=gpt2_124m", "train.precision=bf16_mixed"])
     assert (config.model.family, config.train.precision) == (Family.gpt2, Precision.bf16_mixed)
+
+
+@pytest.mark.parametrize("experiment", ["demo", "tutorial"])
+def test_sparse_methods_begin_at_like_rates_in_what_a_newcomer_types(experiment: str) -> None:
+    """Though their presets differ in what a density does to a rate."""
+    found = {}
+    for method in ("smet", "smet_rigl", "set", "static", "rigl"):
+        config = compose([f"+experiment={experiment}", f"method={method}"])
+        scale = lr_density_scale(config.optimizer.lr_density_rule.name, config.sparsity.density)
+        found[method] = config.optimizer.lr * scale
+    assert found == dict.fromkeys(found, pytest.approx(found["set"]))
+    assert compose([f"+experiment={experiment}", "method=dense"]).optimizer.lr < found["set"] / 2
+    assert compose(["optimizer.lr=3e-3", f"+experiment={experiment}", "method=set"]).optimizer.lr == 3e-3
+
+
+def test_an_experiment_may_set_what_is_right_for_each_method(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "method").mkdir()
+    text = "# @package _global_\noptimizer: {lr: '${smet.by_method:0.5,{set:0.25,rigl:0.125}}'}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    (tmp_path / "method" / "mine.yaml").write_text("# @package _global_\nmethod: mine\n")
+    for method, rate in (("set", 0.25), ("rigl", 0.125), ("smet", 0.5), ("mine", 0.5)):
+        config = compose(["+experiment=mine", f"method={method}"], config_dir=tmp_path)
+        assert (config.method, config.optimizer.lr) == (method, rate)
 
 
 def test_the_same_command_gives_the_same_configuration() -> None:
