@@ -1,19 +1,19 @@
 """The trained weights that ``model.init_from`` names, opened: their tensors are read later, one at a time."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import AutoConfig
 
+from smet_train import opening
 from smet_train.config.fields import spell
 from smet_train.config.init_source import SourceKind, check_source, source_kind
 from smet_train.config.plain import from_dict, plain
 from smet_train.config.schema import Config, Family, ModelConfig
 from smet_train.errors import CheckpointError, ConfigError, LayoutError
 from smet_train.models import Pretrained, transformers_config
-from smet_train.models.architecture import settings_of
+from smet_train.models.architecture import settings_of, without_code
 from smet_train.models.pretrained import ReadIndex
 from smet_train.models.sparse_folder import ARCHITECTURE, read_description
 from smet_train.models.stored import StoredTensors, damaged, stored_tensors
@@ -81,7 +81,7 @@ def _described(
 def _from_json(path: Path) -> Any:
     """The transformers configuration in ``path``; code that a folder may bring along is never run."""
     try:
-        settings = dict(json.loads(path.read_text(encoding="utf-8")))
+        settings = without_code(opening.read_object(path), str(path))
         return AutoConfig.for_model(settings.pop("model_type"), **settings)
     except Exception as error:
         # Every architecture checks its settings in its own way, with its own exception types.
@@ -91,7 +91,9 @@ def _from_json(path: Path) -> Any:
 def _from_run(folder: Path, config: Config) -> Pretrained:
     try:
         checkpoint = find_checkpoint(folder)
-        saved = from_dict(load_plain(checkpoint)["config"])
+        plain_values = load_plain(checkpoint)
+        with opening.malformed(str(checkpoint), CheckpointError, "give another one"):
+            saved = from_dict(plain_values["config"])
     except CheckpointError as error:
         raise ConfigError(f"model.init_from: {error}", exit_status=error.exit_status) from error
     tensors = stored_model(checkpoint)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from smet_train import opening
 from smet_train.analysis.closing import next_lines, stopped_lines, where_lines
 from smet_train.analysis.layers import print_layers
 from smet_train.analysis.prediction import Prediction
@@ -117,7 +118,8 @@ def begin(
     if checkpoint is None or not is_own(checkpoint, run_folder):
         refuse_to_overwrite(run_folder, checkpoint, config.train.steps)
     if checkpoint is not None:
-        return run_folder, checkpoint, check_continuation(load_plain(checkpoint), config, checkpoint, run_folder)
+        with opening.malformed(str(checkpoint), CheckpointError, "resume from another checkpoint"):
+            return run_folder, checkpoint, check_continuation(load_plain(checkpoint), config, checkpoint, run_folder)
     if (run_folder / "metrics.jsonl").is_file() and finished_step(run_folder) is None:
         console.print("no checkpoint yet: the run starts over at step 0")
     return run_folder, None, []
@@ -241,8 +243,10 @@ def chosen_backends(config: Config, checkpoint: Path | None) -> Backends:
     The user's cache may have gone since, and another choice would have other rounding.
     """
     saved = {} if checkpoint is None else load_plain(checkpoint)
-    chose = saved.get("config", {}).get("sparsity", {}).get("backend") == "auto"
-    return saved.get("backends", {}) if chose and config.sparsity.backend.name == "auto" else {}
+    with opening.malformed(str(checkpoint), CheckpointError, "resume from another checkpoint"):
+        chose = saved.get("config", {}).get("sparsity", {}).get("backend") == "auto"
+        backends = {str(layer): str(name) for layer, name in saved.get("backends", {}).items()}
+    return backends if chose and config.sparsity.backend.name == "auto" else {}
 
 
 def predict(config: Config, tokenizer: Vocabulary, backends: Backends) -> tuple[dict[str, int], int | None]:

@@ -1,15 +1,18 @@
 """A trained model opened from its checkpoint alone: what evaluation, export and generation begin with."""
 
 import logging
+import operator
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from smet_train import opening
 from smet_train.config.plain import from_dict
-from smet_train.config.schema import Backend, Config
+from smet_train.config.schema import Backend, Config, Family
 from smet_train.data.tokenizer import TextTokenizer
 from smet_train.errors import CheckpointError
 from smet_train.sparse import SparseLinear
@@ -65,16 +68,21 @@ def open_trained(path: Path, device: torch.device | str = "cpu", *, backend: str
     if checkpoint.parent.name in _NO_NAMES:
         checkpoint = _from_root(checkpoint)
     snapshot = load_checkpoint(checkpoint, only="model")
-    config = from_dict(snapshot.plain["config"])
-    tokenizer = _tokenizer(checkpoint, snapshot.plain["data"]["identity"]["tokenizer"])
+    with opening.malformed(str(checkpoint), CheckpointError, "give another one"):
+        config = from_dict(snapshot.plain["config"])
+        step = operator.index(snapshot.plain["step"])
+        content_hash = str(snapshot.plain["data"]["identity"]["tokenizer"])
+        trained_by = {str(layer): str(name) for layer, name in snapshot.plain["backends"].items()}
+        saved = snapshot.tensors["model"]
+    tokenizer = _tokenizer(checkpoint, content_hash)
     # Built with the backend that can everything; what another can do is asked of the layers as they are.
     built = replace(
         config,
         sparsity=replace(config.sparsity, backend=Backend.densify),
         train=replace(config.train, activation_checkpointing=False),
     )
+    _check_size(built, tokenizer, saved, checkpoint)
     model, densities = build_sparse_model(built, tokenizer, torch.device("cpu"))
-    saved = snapshot.tensors["model"]
     for name, layer in sparse_layers(model).items():
         n_active = saved[f"{name}.values"].shape[0] if f"{name}.values" in saved else layer.layout.n_active
         if n_active < layer.layout.n_active:  # gmp begins dense and sheds values
@@ -85,8 +93,31 @@ def open_trained(path: Path, device: torch.device | str = "cpu", *, backend: str
         if backend is not None:
             layer.backend = get_backend(backend, layer.layout, layer.values.dtype, layer.values.device)
         else:
-            _compute_as_trained(name, layer, snapshot.plain["backends"][name])
-    return Trained(checkpoint, int(snapshot.plain["step"]), config, model, tokenizer, densities)
+            _compute_as_trained(name, layer, trained_by.get(name, ""))
+    return Trained(checkpoint, step, config, model, tokenizer, densities)
+
+
+def _check_size(config: Config, tokenizer: TextTokenizer, saved: Mapping[str, Tensor], checkpoint: Path) -> None:
+    """See that a model of ``config`` has no other tensors than ``saved``, by their shapes alone: before there is memory
+    for one.
+
+    Raises:
+        CheckpointError: if it has.
+    """
+    if config.model.layers > len(saved) and config.model.family is not Family.auto:
+        raise CheckpointError(
+            f"{checkpoint} can't be used: model.layers={config.model.layers}, and it holds {len(saved)} tensors; give "
+            "another one"
+        )
+    shaped, _ = build_sparse_model(config, tokenizer, torch.device("meta"))
+    index = tuple(f"{name}.{part}" for name in sparse_layers(shaped) for part in ("values", "packed_index"))
+    for name, tensor in shaped.named_parameters():
+        if name not in index and (name not in saved or saved[name].shape != tensor.shape):
+            there = tuple(saved[name].shape) if name in saved else "not there"
+            raise CheckpointError(
+                f"{checkpoint} can't be used: {name} is {there}, by its settings it is {tuple(tensor.shape)}; give "
+                "another one"
+            )
 
 
 def _from_root(path: Path) -> Path:

@@ -1,11 +1,11 @@
 """Settings that name files: made independent of the working directory, and looked at before a run begins."""
 
 import copy
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from smet_train import opening
 from smet_train.config.fields import value_at
 from smet_train.config.init_source import check_source
 from smet_train.config.schema import Config, DataSource, OnBad
@@ -92,7 +92,7 @@ def require_resumable(resume: str) -> None:
 def _check_json(key: str, name: str, wanted: str) -> None:
     path = Path(name).expanduser()
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        opening.read_json(path, opening.LARGEST_TOKENIZER)
     except OSError as error:
         missing = "doesn't exist" if isinstance(error, FileNotFoundError) else f"can't be read ({error.strerror})"
         raise ConfigError(f"{key}={name} {missing}; write the path of {wanted}") from error

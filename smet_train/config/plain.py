@@ -4,7 +4,8 @@ import os
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -30,32 +31,63 @@ def plain(value: Any) -> Any:
 
 
 def from_dict(settings: dict[str, Any]) -> Config:
-    """The configuration that :func:`to_dict` gave, its plugins loaded; what its version did not have is a default.
+    """The configuration that :func:`to_dict` gave; what its version did not have is a default. No plugin is loaded: the
+    names of those that the settings list stay possible.
 
     Raises:
-        ConfigError: for a key that this version does not have, or an unknown name of a choice.
+        ConfigError: for a key that this version does not have, an unknown name of a choice, or a value of another kind
+            or outside of its range.
     """
+    if not isinstance(settings, dict):
+        raise ConfigError(f"the settings are {str(settings)[:80]!r}, no settings of smet-train")
     admit_saved(settings)
     config: Config = _section(Config, settings, "")
     return config
 
 
-def _section(kind: Any, settings: dict[str, Any], prefix: str) -> Any:
-    types = get_type_hints(kind)
+def _section(kind: Any, settings: Any, prefix: str) -> Any:
+    types, items = get_type_hints(kind), {item.name: item for item in fields(kind)}
     values: dict[str, Any] = {}
+    if not isinstance(settings, dict):
+        raise _unfit(prefix.rstrip("."), settings, "a section")
     for name, value in settings.items():
-        key = f"{prefix}{name}"
+        key = f"{prefix}{name}"[:80]
         if name not in types:
             raise ConfigError(f"the setting {key} is of another version of smet-train; read it with that version")
         if is_dataclass(types[name]):
             values[name] = _section(types[name], value, f"{key}.")
         elif isinstance(types[name], type) and issubclass(types[name], Enum):
-            if value not in types[name].__members__:
-                raise ConfigError(f"{key}={value} is of another version of smet-train; read it with that version")
+            if not isinstance(value, str) or value not in types[name].__members__:
+                raise ConfigError(
+                    f"{key}={str(value)[:80]} is of another version of smet-train; read it with that version"
+                )
             values[name] = types[name][value]
         else:
+            allowed = items[name].metadata["range"]
+            numbers = value if isinstance(value, list) else [value]
+            if not _is_of(types[name], value):
+                raise _unfit(key, value, "of its kind")
+            if allowed is not None and not all(number is None or allowed.holds(number) for number in numbers):
+                raise _unfit(key, value, allowed.text)
             values[name] = value
     return kind(**values)
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    """Whether ``value`` is what a setting of the type ``kind`` may be."""
+    if get_origin(kind) is UnionType:
+        return any(_is_of(part, value) for part in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_of(get_args(kind)[0], item) for item in value)
+    if kind is float:
+        return type(value) in (int, float)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return isinstance(value, str) and value in kind.__members__
+    return type(value) is kind
+
+
+def _unfit(key: str, value: Any, allowed: str) -> ConfigError:
+    return ConfigError(f"the setting {key} is {str(value)[:80]!r}, not {allowed}; no smet-train has written it")
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -51,20 +51,18 @@ def added(choice: Enum) -> bool:
 
 
 def admit_saved(settings: Mapping[str, Any]) -> None:
-    """Load the plugins of saved ``settings``, nested; one that can't be loaded any more is warned of.
+    """Let the choices have the names that plugins of saved ``settings``, nested, gave; the plugins are not loaded.
 
-    The names that it gave stay possible: a trained model can be opened without the rules that trained it.
+    They are code, and the settings may be somebody else's. A trained model opens without what trained it.
     """
-    lost = False
-    for name in settings.get("plugins", []):
-        try:
-            load_plugins([name])
-        except ConfigError as error:
-            log.warning("%s; what it registered is unknown here", error)
-            lost = True
-    for choices, key, *_ in _REGISTRIES if lost else ():
+    if not settings.get("plugins"):
+        return
+    for choices, key, *_ in _REGISTRIES:
         section, _, item = key.partition(".")
-        _add_choice(choices, settings.get(section, {}).get(item, next(iter(choices)).name))
+        held = settings.get(section)
+        name = held.get(item) if isinstance(held, Mapping) else None
+        if isinstance(name, str) and name.isidentifier():
+            _add_choice(choices, name)
 
 
 def open_schema(section: type = Config) -> type:

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from omegaconf._utils import get_yaml_loader
 
+from smet_train import opening
 from smet_train.config.fields import leaves
 from smet_train.config.messages import nearest, unknown_key
 from smet_train.config.plain import flatten, to_dict
@@ -44,10 +45,10 @@ def checkpoint_named_last(run_folder: Path) -> Any:
 
 def _loaded(path: Path) -> dict[Any, Any]:
     try:
-        if not path.is_file():
+        if not path.exists():
             raise ConfigError(_no_run(path.parent))
         # Refuses a key that is given twice, as YAML files of the command line are read.
-        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=get_yaml_loader())
+        loaded = opening.read_settings(path, get_yaml_loader())
     except OSError as error:
         raise ConfigError(f"{path} can't be read ({error.strerror}); {_REMEDY}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -69,7 +70,7 @@ def _completed(path: Path, settings: dict[Any, Any]) -> dict[str, Any]:
     given = flatten(settings)
     for key in given:
         if key not in known:
-            raise ConfigError(f"{path}: {unknown_key(str(key))} Or was it written by another version?")
+            raise ConfigError(f"{path}: {unknown_key(str(key)[:80])} Or was it written by another version?")
     missing = sorted(known - set(given))
     if missing:
         log.warning("%s has no %s; taken as the default", path, ", ".join(missing))

@@ -14,9 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from smet_train import opening
 from smet_train.data.hashes import SAMPLED_FROM_BYTES, content_hashes
 from smet_train.data.remote import is_url, remote_identity
 from smet_train.data.retry import retried
+from smet_train.errors import DataError
 
 _TAG_DIGITS = 6  # hexadecimal ones of a file's hash that name the file that differs; the digest finds that one does
 _HEAD_REQUESTS = 16
@@ -149,7 +151,16 @@ def find_change(saved: dict[str, Any], now: Manifest, take: Callable[[bool], Man
 
 def _unpacked(saved: dict[str, Any]) -> tuple[list[str], list[int], list[str]]:
     """Names, bytes and tags of the files that were packed."""
-    names, sizes, tags = json.loads(zlib.decompress(base64.b85decode(saved["files"])))
+    try:
+        reader = zlib.decompressobj()
+        listed = reader.decompress(base64.b85decode(saved["files"]), opening.LARGEST_JSON)
+        if not reader.eof:
+            raise ValueError(f"it is cut short, or longer than {opening.LARGEST_JSON:,} bytes")
+        names, sizes, tags = opening.parse_json(listed)
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        raise DataError(
+            f"the list of files in the checkpoint can't be read ({opening.what(error)}); resume from another one"
+        ) from error
     return names, sizes, tags
 
 

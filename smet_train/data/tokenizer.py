@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.decoders import DecodeStream
 
+from smet_train import opening
 from smet_train.data import cache
 from smet_train.data.encoder import encoder_of, unknown_share, without_dropout
 from smet_train.data.files import human_bytes
@@ -90,10 +91,12 @@ class TextTokenizer:
             DataError: if it can't be read, or has no end-of-text token.
         """
         path = path / "tokenizer.json" if path.is_dir() else path
-        if not path.is_file():
+        if not path.exists():
             raise DataError(f"data.tokenizer.file={path} doesn't exist")
         try:
-            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_str(opening.read_text(path, opening.LARGEST_TOKENIZER))
+        except OSError as error:
+            raise DataError(f"data.tokenizer.file={path} can't be read ({error.strerror})") from error
         except Exception as error:  # tokenizers raises Exception itself
             raise DataError(f"data.tokenizer.file={path} is not a tokenizer.json: {error}") from error
         return cls(tokenizer, _end_of_text(tokenizer, path))
@@ -400,14 +403,18 @@ def _cuts(text: str, words: pre_tokenizers.PreTokenizer) -> list[int]:
 def _end_of_text(tokenizer: Tokenizer, path: Path) -> str:
     """The end-of-text token: that of tokenizer_config.json beside ``path``, or else a known one of the vocabulary."""
     settings = path.with_name("tokenizer_config.json")
-    if settings.is_file():
+    if settings.exists():
         try:
-            named = json.loads(settings.read_text(encoding="utf-8")).get("eos_token")
-        except (ValueError, AttributeError) as error:
+            named = opening.read_object(settings).get("eos_token")
+        except OSError as error:
+            raise DataError(f"{settings} can't be read ({error.strerror})") from error
+        except ValueError as error:
             raise DataError(f"{settings} is not a JSON object: {error}") from error
         # transformers writes a token as its text or as an object with its properties.
         named = named.get("content") if isinstance(named, dict) else named
         if named is not None:
+            if not isinstance(named, str):
+                raise DataError(f"{settings}: its eos_token is {str(named)[:80]}, not a text")
             if tokenizer.token_to_id(named) is None:
                 raise DataError(f"{settings}: its eos_token {named!r} is not in the vocabulary of {path}")
             return str(named)

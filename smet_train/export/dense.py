@@ -14,7 +14,7 @@ from smet_train.sparse.ledger import sparse_layers
 def dense_model(model: nn.Module) -> PreTrainedModel:
     """The same architecture with transformers' own layers throughout, on the meta device: names and classes alone."""
     with torch.device("meta"):
-        dense: PreTrainedModel = AutoModelForCausalLM.from_config(model.config)
+        dense: PreTrainedModel = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
     return dense
 
 

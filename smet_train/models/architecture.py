@@ -1,8 +1,21 @@
 """Whether two transformers configurations compute the same function of the same weights, and how to ask for one."""
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import GPT2Config, LlamaConfig
+
+from smet_train.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# Settings of a config.json that have transformers import code that lies beside it, or fetch kernels that are run.
+_NAMES_CODE = ("auto_map", "custom_generate", "kernel_config", "hub_kernels", "trust_remote_code")
+_NAMES_CODE_WITH_SLASH = ("attn_implementation", "experts_implementation")
+# Settings that say how many modules are built, and the most that they may say.
+_COUNTS = ("layer", "layers", "blocks", "experts")
+_LARGEST_COUNT = 10_000
 
 # What a configuration of transformers may say without changing what a forward pass in training computes, dropout apart.
 _NO_MATTER = {
@@ -50,6 +63,51 @@ _SETTINGS: dict[str, dict[str, str]] = {
 }
 _BUILT = {"llama": LlamaConfig, "gpt2": GPT2Config}
 _POSITIONS = {"gpt2": 1024}  # a learned table, which model.family=gpt2 gives this size
+
+
+def without_code(settings: dict[str, Any], told: str) -> dict[str, Any]:
+    """``settings`` of a config.json, at all depths, without what names code: transformers' own classes are built.
+
+    Args:
+        told: which file; a line of the log names it and what was left out.
+
+    Raises:
+        ConfigError: if a model of these settings would have more than 10,000 layers or experts.
+    """
+    left_out: set[str] = set()
+    kept = _without_code(settings, left_out)
+    if left_out:
+        named = ", ".join(sorted(left_out))
+        log.warning("%s names code (%s), which is never run; transformers' own class is built", told, named)
+    largest = max(_counts(kept), default=("", 0), key=lambda count: count[1])
+    if largest[1] > _LARGEST_COUNT:
+        raise ConfigError(f"{told}: {largest[0]} is {largest[1]}, {_LARGEST_COUNT} is the most; write a smaller number")
+    return kept
+
+
+def _without_code(value: Any, left_out: set[str]) -> Any:
+    if isinstance(value, list):
+        return [_without_code(item, left_out) for item in value]
+    if not isinstance(value, dict):
+        return value
+    named = {key for key, item in value.items() if _names_code(key, item)}
+    left_out |= named
+    return {key: _without_code(item, left_out) for key, item in value.items() if key not in named}
+
+
+def _names_code(key: str, value: Any) -> bool:
+    if key.strip("_").removesuffix("_internal") in _NAMES_CODE_WITH_SLASH:
+        return not isinstance(value, str) or "/" in value or ":" in value
+    return key in _NAMES_CODE
+
+
+def _counts(value: Any) -> Iterator[tuple[str, int]]:
+    """What says how many modules there are, at all depths."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        if isinstance(item, int) and str(key).startswith(("n_", "num_")) and str(key).endswith(_COUNTS):
+            yield str(key), item
+        yield from _counts(item)
 
 
 def computing(config: Any) -> dict[str, Any]:

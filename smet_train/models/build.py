@@ -1,6 +1,5 @@
 """Language models from transformers, built from a configuration and randomly initialised; nothing is downloaded."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from smet_train import opening
 from smet_train.errors import ConfigError
+from smet_train.models.architecture import without_code
 
 _POSITIONS = 1024  # smallest position range of a built model, so that it can be used on texts longer than it saw
 
@@ -68,7 +69,7 @@ def _gpt2(spec: ModelSpec, vocab_size: int, sequence_tokens: int, eos_id: int) -
 def _from_file(path_text: str | None, vocab_size: int, sequence_tokens: int, eos_id: int) -> Any:
     path = Path(path_text or "")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = opening.read_json(path)
     except OSError as error:
         raise ConfigError(
             f"model.config_file={path}: cannot be read ({error.strerror}); give the path of a transformers config.json"
@@ -81,6 +82,7 @@ def _from_file(path_text: str | None, vocab_size: int, sequence_tokens: int, eos
             'one, for instance "model_type": "llama"'
         )
     model_type = settings.pop("model_type")
+    settings = without_code(settings, f"model.config_file={path}")
     settings.update(vocab_size=vocab_size, bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=None)
     try:
         config = AutoConfig.for_model(model_type, **settings)
@@ -129,7 +131,9 @@ def build_model(spec: ModelSpec, *, vocab_size: int, sequence_tokens: int, eos_i
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its remarks are about generation and pre-trained weights
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, attn_implementation="sdpa", trust_remote_code=False
+        )
     except Exception as error:
         raise ConfigError(
             f"model.family={spec.family}: transformers cannot build a causal language model of type "

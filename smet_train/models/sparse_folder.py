@@ -3,18 +3,20 @@
 docs/formats.md describes it for readers without smet-train.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from smet_train import opening
 from smet_train.errors import CheckpointError, LayoutError
+from smet_train.models.architecture import without_code
 from smet_train.sparse import Layout, SparseLinear
 from smet_train.sparse.index_coding import decode_sites
 
@@ -67,21 +69,25 @@ def read_description(folder: Path) -> SparseDescription:
             f"{folder} is no sparse folder: it has no {DESCRIPTION}; give one that smet-export --format sparse wrote"
         )
     try:
-        content = json.loads((folder / DESCRIPTION).read_bytes())
+        content = opening.read_object(folder / DESCRIPTION)
         if (content["format"], content["version"]) != (FORMAT, VERSION):
             raise CheckpointError(
                 f"{folder / DESCRIPTION} is {content['format']} {content['version']}, this version of smet-train reads "
                 f"{FORMAT} {VERSION}"
             )
-        layers = {
-            name: Layout(layer["shape"][0], layer["shape"][1], layer["n_active"], layer["block"])
-            for name, layer in content["layers"].items()
-        }
+        layers = {name: _layout(layer) for name, layer in content["layers"].items()}
         transposed = frozenset(name for name, layer in content["layers"].items() if layer["transposed"])
-        architecture = dict(json.loads((folder / ARCHITECTURE).read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, LayoutError) as error:
-        raise CheckpointError(f"{folder} can't be used: {_what(error)}; export it again") from error
+        architecture = opening.read_object(folder / ARCHITECTURE)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, LayoutError) as error:
+        raise CheckpointError(f"{folder} can't be used: {opening.what(error)}; export it again") from error
     return SparseDescription(layers, transposed, architecture)
+
+
+def _layout(layer: Any) -> Layout:
+    numbers = [*layer["shape"], layer["n_active"], layer["block"]]
+    if any(type(number) is not int for number in numbers):
+        raise TypeError(f"{str(numbers)[:80]} are no whole numbers")
+    return Layout(*numbers)
 
 
 def read_sparse_tensors(folder: Path) -> tuple[dict[str, Tensor], SparseDescription]:
@@ -97,6 +103,7 @@ def read_sparse_tensors(folder: Path) -> tuple[dict[str, Tensor], SparseDescript
     folder = Path(folder)
     description = read_description(folder)
     try:
+        opening.require_regular(folder / TENSORS)
         tensors = load_file(folder / TENSORS)
         for name, layout in description.layers.items():
             tensors[f"{name}.index"] = decode_sites(tensors[f"{name}.index"], layout)
@@ -104,7 +111,7 @@ def read_sparse_tensors(folder: Path) -> tuple[dict[str, Tensor], SparseDescript
             if held != layout.values_shape:
                 raise LayoutError(f"{name}.values has the shape {held}, not {layout.values_shape}")
     except (OSError, SafetensorError, KeyError, LayoutError) as error:
-        raise CheckpointError(f"{folder / TENSORS} can't be used: {_what(error)}; export it again") from error
+        raise CheckpointError(f"{folder / TENSORS} can't be used: {opening.what(error)}; export it again") from error
     return tensors, description
 
 
@@ -116,6 +123,7 @@ def read_sparse(folder: Path, *, backend: str = "densify") -> PreTrainedModel:
         BackendError: if ``backend`` can't compute its layers.
     """
     folder = Path(folder)
+    _check_architecture(folder)
     tensors, description = read_sparse_tensors(folder)
     model = empty_model(description.architecture)
     for name, layout in description.layers.items():
@@ -130,20 +138,54 @@ def read_sparse(folder: Path, *, backend: str = "densify") -> PreTrainedModel:
     return model.eval()
 
 
+def _check_architecture(folder: Path) -> None:
+    """See that a model of the folder's architecture has no other tensors than the folder, by their shapes alone: before
+    there is memory for one.
+
+    Raises:
+        CheckpointError: if it has.
+    """
+    description = read_description(folder)
+    try:
+        opening.require_regular(folder / TENSORS)
+        with safe_open(folder / TENSORS, framework="pt") as file:
+            held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / TENSORS} can't be used: {opening.what(error)}; export it again") from error
+    with torch.device("meta"):
+        model = empty_model(description.architecture)
+        model.tie_weights()
+    for name, layout in description.layers.items():
+        transposed = name in description.transposed
+        sides = (layout.in_features, layout.out_features) if transposed else (layout.out_features, layout.in_features)
+        held[f"{name}.weight"] = sides
+    names: dict[int, list[str]] = {}  # a tied one has several, of which one is held
+    shapes: dict[int, tuple[int, ...]] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(tensor), []).append(name)
+        shapes[id(tensor)] = tuple(tensor.shape)
+    for parameter, shape in shapes.items():
+        name = next((name for name in names[parameter] if name in held), names[parameter][0])
+        stored = held.get(name)
+        if stored != shape:
+            differs = "is on one side only" if stored is None else f"is {stored}, and {shape} by {ARCHITECTURE}"
+            raise CheckpointError(f"{folder / TENSORS} can't be used: {name} {differs}; export it again")
+
+
 def empty_model(architecture: dict[str, Any]) -> PreTrainedModel:
     """A model of a transformers ``config.json`` whose parameters are not set, but whose other buffers are.
 
     Raises:
         CheckpointError: if transformers can't build a causal language model from it.
     """
-    settings = dict(architecture)
     try:
+        settings = without_code(architecture, ARCHITECTURE)
         config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         with no_init_weights():
-            return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+            return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
     except Exception as error:
         # Every architecture checks its settings in its own way, with its own exception types.
-        raise CheckpointError(f"{ARCHITECTURE}: transformers can't build it ({_what(error)})") from error
+        raise CheckpointError(f"{ARCHITECTURE}: transformers can't build it ({opening.what(error)})") from error
 
 
 def fill(model: PreTrainedModel, tensors: dict[str, Tensor], ready: set[str]) -> str | None:
@@ -160,9 +202,3 @@ def fill(model: PreTrainedModel, tensors: dict[str, Tensor], ready: set[str]) ->
         name for name in found.missing_keys if name not in ready and (name not in held or id(held[name]) not in filled)
     ]
     return next(iter([*found.unexpected_keys, *missing]), None)
-
-
-def _what(error: BaseException) -> str:
-    if isinstance(error, KeyError):
-        return f"{error.args[0]} is missing"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,6 +1,5 @@
 """Tensors of a folder in safetensors files, one or several, read one at a time; nothing is unpickled."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,6 +7,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from smet_train import opening
 from smet_train.errors import ConfigError
 from smet_train.sparse.coding import read_decoded
 
@@ -54,6 +54,7 @@ class StoredTensors:
     def _from_file(self, name: str, ask: Callable[[Any], _T]) -> _T:
         path = self._files[name]
         try:
+            opening.require_regular(path)
             with safe_open(path, framework="pt") as file:
                 return ask(file)
         except (OSError, ValueError, SafetensorError) as error:
@@ -62,7 +63,9 @@ class StoredTensors:
 
 def damaged(path: Path, error: Exception) -> ConfigError:
     """That a file of the source can't be used."""
-    return ConfigError(f"model.init_from: {path} can't be read ({error}); fetch or write it again, or give another one")
+    return ConfigError(
+        f"model.init_from: {path} can't be read ({opening.what(error)}); fetch or write it again, or give another one"
+    )
 
 
 def stored_tensors(folder: Path) -> StoredTensors:
@@ -74,15 +77,17 @@ def stored_tensors(folder: Path) -> StoredTensors:
     single = folder / SINGLE
     if single.is_file():
         try:
+            opening.require_regular(single)
             with safe_open(single, framework="pt") as file:
                 return StoredTensors(folder, dict.fromkeys(file.keys(), single))
         except (OSError, SafetensorError) as error:
             raise damaged(single, error) from error
     index = folder / INDEX
     try:
-        shards = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        shards = dict(opening.read_object(index)["weight_map"])
+        files = {name: folder / opening.plain_name(shard) for name, shard in shards.items()}
     except KeyError as error:
         raise damaged(index, ValueError("it has no weight_map")) from error
     except (OSError, ValueError, TypeError) as error:
         raise damaged(index, error) from error
-    return StoredTensors(folder, {name: folder / shard for name, shard in shards.items()})
+    return StoredTensors(folder, files)

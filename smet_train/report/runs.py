@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from smet_train import opening
 from smet_train.config.identity import lasting_settings
 from smet_train.config.messages import nearest
 from smet_train.errors import SmetError
@@ -122,8 +123,8 @@ def read_run(folder: Path) -> RunRecord:
 def _settings(path: Path) -> dict[str, Any]:
     """The lasting settings of a run; none if its config.yaml is missing or damaged: they only tell runs apart."""
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        settings = opening.read_settings(path)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return lasting_settings(settings) if isinstance(settings, dict) else {}
 

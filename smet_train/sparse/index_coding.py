@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from smet_train.errors import LayoutError
+from smet_train.sparse.coding import inflated
 from smet_train.sparse.index import from_bitmap, to_bitmap
 from smet_train.sparse.layout import Layout
 
 BITMAP, GAPS = 0, 1
 _ESCAPE = 255
+_SLACK = 1 << 10  # bytes too many that are read, to tell how many sites they mark
 _STRATEGIES = (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY)
 
 
@@ -43,11 +45,15 @@ def decode_sites(code: Tensor, layout: Layout) -> Tensor:
     what = f"the stored index of a {layout.shape_text} layer"
     if code.dtype != torch.uint8 or code.dim() != 1 or not code.numel() or int(code[0]) not in (BITMAP, GAPS):
         raise LayoutError(f"{what} is none: it must be bytes that begin with {BITMAP} or {GAPS}")
+    is_bitmap = int(code[0]) == BITMAP
+    most = _SLACK + (-(-layout.sites // 8) if is_bitmap else layout.n_active + layout.sites // _ESCAPE)
     try:
-        plain = _to_tensor(zlib.decompress(code[1:].cpu().contiguous().numpy().data))
+        plain = _to_tensor(inflated(code[1:].cpu().contiguous().numpy().data, most))
     except zlib.error as error:
         raise LayoutError(f"{what} is damaged ({error})") from error
-    sites = from_bitmap(plain) if int(code[0]) == BITMAP else _from_gaps(plain)
+    if plain.numel() > most:
+        raise LayoutError(f"{what} is longer than one of {layout.n_active} of {layout.sites} sites can be")
+    sites = from_bitmap(plain) if is_bitmap else _from_gaps(plain)
     if sites.numel() != layout.n_active:
         raise LayoutError(f"{what} marks {sites.numel()} of {layout.sites} sites, not {layout.n_active}")
     if int(sites[-1]) >= layout.sites:
@@ -60,7 +66,7 @@ def _compress(plain: Tensor, strategy: int) -> bytes:
     return stream.compress(plain.numpy().data) + stream.flush()
 
 
-def _to_tensor(content: bytes) -> Tensor:
+def _to_tensor(content: bytes | bytearray) -> Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from smet_train import opening
 from smet_train.errors import SmetError
 
 log = logging.getLogger(__name__)
@@ -31,12 +32,12 @@ def each_event(path: Path) -> Iterator[dict[str, Any]]:
         ValueError: if a line other than the last is not a JSON object.
     """
     torn: ValueError | None = None
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+    with opening.regular(path) as lines:
+        for number, line in enumerate(opening.bounded_lines(lines), start=1):
             if torn is not None:
                 raise torn
             try:
-                event = dict(json.loads(line))
+                event = dict(opening.parse_json(line))
             except (ValueError, TypeError) as error:
                 torn = ValueError(f"{path}, line {number}: {error}")
             else:
@@ -57,9 +58,11 @@ def events_until(path: Path, position: int) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: if a line is not a JSON object.
     """
-    with path.open("rb") as lines:
-        while lines.tell() < position and (line := lines.readline()):
-            yield dict(json.loads(line))
+    with opening.regular(path) as lines:
+        for line in opening.bounded_lines(lines):
+            if lines.tell() - len(line) >= position:
+                return
+            yield dict(opening.parse_json(line))
 
 
 class JsonlSink:
@@ -78,7 +81,7 @@ class JsonlSink:
         self._told = False
         self._pending = b""
         try:
-            self._file = path.open("ab", buffering=0)
+            self._file = opening.append_to(path)
         except OSError as error:
             raise self._unwritable(error) from error
 

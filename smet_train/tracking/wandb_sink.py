@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 
+from smet_train import opening
+from smet_train.replacing import replacing
 from smet_train.tracking.names import metrics, prefix, prefixes
 from smet_train.tracking.shelter import CLOSE_S
 
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 _INIT_S = 20.0
 _ABANDON_S = 5.0
 _ID_NAME = "run_id.txt"
+_LONGEST_ID = 128
 _ONLINE = ".online"  # ends the name of an empty file that says that a server has the run of this id
 _SPIKE_COLUMNS = (
     "step", "source", "baseline", "peak", "spike", "peak_step", "recovery_steps", "horizon_steps", "beta2",
@@ -158,12 +161,13 @@ def stored_id(folder: Path, identity: str, fresh: bool) -> str:
     """
     path = folder / _ID_NAME
     if path.is_file():
-        stored = path.read_text(encoding="utf-8").strip()
+        stored = opening.plain_name(opening.read_text(path, _LONGEST_ID).strip())
         if not fresh or stored.startswith(f"{identity}-"):
             return stored
     folder.mkdir(exist_ok=True)
     run_id = f"{identity}-{secrets.token_hex(4)}"
-    path.write_text(run_id + "\n", encoding="utf-8")
+    with replacing(path) as part:
+        part.write_text(run_id + "\n", encoding="utf-8")
     return run_id
 
 

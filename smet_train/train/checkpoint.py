@@ -17,7 +17,7 @@ import xxhash
 from safetensors import SafetensorError
 from torch import Tensor
 
-from smet_train import __version__
+from smet_train import __version__, opening
 from smet_train.errors import CheckpointError, ConfigError
 from smet_train.sparse.shards import is_sharded
 from smet_train.train import files
@@ -186,6 +186,7 @@ def what_is_wrong(path: Path) -> str | None:
     try:
         listed = _read_manifest(path)
         for name, expected in listed.items():
+            opening.require_regular(path / name)
             size = (path / name).stat().st_size
             if size != expected.n_bytes:
                 return f"{name} has {size} bytes, not {expected.n_bytes}"
@@ -207,27 +208,41 @@ def _read_manifest(path: Path) -> dict[str, Written]:
         OSError: if it can't be read.
     """
     try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
+        manifest = opening.read_object(path / _MANIFEST)
         checksum = manifest.pop("checksum")
         whole = checksum == _own_checksum(manifest)
         found = manifest["format"]
     except FileNotFoundError:
         raise CheckpointError(f"{_MANIFEST} is missing{_if_from_before_manifests(path)}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{_MANIFEST} is damaged ({error})") from None
     if not whole:
         raise CheckpointError(f"{_MANIFEST} differs from its checksum")
     if found not in _READABLE:
         read = ", ".join(map(str, _READABLE))
         raise CheckpointError(f"{_MANIFEST} has format {found}, this version of smet-train reads {read}")
-    if checkpoint_path(path.parent, manifest["step"]).name != path.name:
-        raise CheckpointError(f"{_MANIFEST} is that of step {manifest['step']}")
-    return {name: Written(**file) for name, file in manifest["files"].items()}
+    with opening.malformed(_MANIFEST, CheckpointError, "take another checkpoint"):
+        if checkpoint_path(path.parent, manifest["step"]).name != path.name:
+            raise CheckpointError(f"{_MANIFEST} is that of step {manifest['step']}")
+        return {_name_of(name): _written(file) for name, file in manifest["files"].items()}
+
+
+def _name_of(name: str) -> str:
+    """Of a file in a checkpoint, or in its folder of parts."""
+    opening.plain_name(name.removeprefix(f"{_PARTS}/"))
+    return name
+
+
+def _written(file: Mapping[str, Any]) -> Written:
+    n_bytes, checksum = file["n_bytes"], file["checksum"]
+    if type(n_bytes) is not int or type(checksum) is not str:
+        raise TypeError("a size is no whole number, or a checksum no text")
+    return Written(n_bytes, checksum)
 
 
 def _if_from_before_manifests(path: Path) -> str:
     try:
-        earlier = json.loads((path / _STATE).read_bytes())["format"] == 1
+        earlier = opening.read_object(path / _STATE)["format"] == 1
     except (OSError, ValueError, KeyError, TypeError):
         earlier = False
     return ": it is of an earlier version of smet-train, which wrote none; go on with that version" if earlier else ""
@@ -256,8 +271,8 @@ def load_plain(path: Path) -> dict[str, Any]:
     require_checkpoint(path)
     try:
         _read_manifest(path)
-        return dict(json.loads((path / _STATE).read_bytes()))
-    except (CheckpointError, OSError, ValueError, TypeError) as error:
+        return opening.read_object(path / _STATE)
+    except (CheckpointError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} can't be used: {error}; resume from another checkpoint") from error
 
 

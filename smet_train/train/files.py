@@ -22,6 +22,7 @@ import xxhash
 from safetensors import safe_open
 from torch import Tensor
 
+from smet_train import opening
 from smet_train.sparse.coding import CODED, code, read_decoded
 
 log = logging.getLogger(__name__)
@@ -162,6 +163,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: if coded bytes can't be read.
     """
+    opening.require_regular(path)
     with safe_open(path, framework="pt") as file:
         return read_decoded(file, file.keys())
 
@@ -169,7 +171,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_checksum(path: Path) -> Written:
     """What a file is now."""
     n_bytes, digest = 0, xxhash.xxh3_128()
-    with path.open("rb", buffering=0) as file:
+    with opening.regular(path) as file:
         while part := file.read(_READ_BYTES):
             n_bytes += len(part)
             digest.update(part)

@@ -1,10 +1,10 @@
 """Which checkpoint a run starts from, decided from ``checkpoint.resume`` and what its folder holds."""
 
-import json
 import logging
 import os
 from pathlib import Path
 
+from smet_train import opening
 from smet_train.errors import CheckpointError
 from smet_train.train import files
 from smet_train.train.checkpoint import checkpoint_path, checkpoint_steps, load_plain, require_checkpoint, what_is_wrong
@@ -149,7 +149,9 @@ def _set_aside(path: Path, instead_of_step: str) -> Path:
 
 def _has_gone_back(newest: Path, path: Path) -> bool:
     """Whether the run that wrote ``newest`` had been told to go on from ``path``, and has come further."""
-    told = load_plain(newest).get("config", {}).get("checkpoint", {}).get("resume")
+    with opening.malformed(str(newest), CheckpointError, "resume from another checkpoint"):
+        told = load_plain(newest).get("config", {}).get("checkpoint", {}).get("resume")
+        told = None if told is None else str(told)
     return told is not None and Path(told).expanduser().resolve() == path.resolve() != newest.resolve()
 
 
@@ -177,21 +179,27 @@ def is_finished(run_folder: Path, checkpoint: Path | None, total_steps: int) -> 
     """Whether the run reached ``total_steps`` and wrote down its end; its checkpoints may be gone since."""
     step = finished_step(run_folder)
     if step is not None and checkpoint is not None:
-        step = int(load_plain(checkpoint)["step"])
+        with opening.malformed(str(checkpoint), CheckpointError, "resume from another checkpoint"):
+            step = int(load_plain(checkpoint)["step"])
     return step is not None and step >= total_steps
 
 
 def finished_step(run_folder: Path) -> int | None:
     """The last step of a run that wrote down that it was finished; None of another one."""
     try:
-        with (run_folder / "metrics.jsonl").open("rb") as metrics:
+        with opening.regular(run_folder / "metrics.jsonl") as metrics:
             metrics.seek(max(0, metrics.seek(0, os.SEEK_END) - _LONGEST_END_BYTES))
             lines = metrics.read().splitlines()
-        last = json.loads(lines[-1]) if lines else {}
+        last = opening.parse_json(lines[-1]) if lines else {}
     except (FileNotFoundError, ValueError):
         return None
-    finished = last.get("event") == "end" and last.get("reason") == "finished"
-    return int(last["step"]) if finished else None
+    except OSError as error:
+        raise CheckpointError(
+            f"{run_folder / 'metrics.jsonl'} can't be read ({error.strerror}); move it away"
+        ) from error
+    if not isinstance(last, dict) or last.get("event") != "end" or last.get("reason") != "finished":
+        return None
+    return last["step"] if type(last.get("step")) is int else None
 
 
 def refuse_to_overwrite(run_folder: Path, checkpoint: Path | None, total_steps: int) -> None:

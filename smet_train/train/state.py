@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smet_train import __version__
+from smet_train import __version__, opening
 from smet_train.errors import CheckpointError
 from smet_train.sparse.index import check_packed
 from smet_train.sparse.ledger import sparse_layers
@@ -59,10 +59,17 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random_state(states: dict[str, Tensor] | Any, device: torch.device) -> None:
-    """Continue the generators; a checkpoint from a machine without a GPU leaves the GPU's generator as seeded."""
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
+    """Continue the generators; a checkpoint from a machine without a GPU leaves the GPU's generator as seeded.
+
+    Raises:
+        ValueError: if a state is none.
+    """
+    try:
+        torch.set_rng_state(states["cpu"])
+        if device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], device)
+    except RuntimeError as error:
+        raise ValueError(f"the state of the random generator is none: {error}") from error
 
 
 def _names(model: nn.Module) -> dict[Tensor, str]:
@@ -103,6 +110,20 @@ def capture(run: Run) -> Snapshot:
     )
 
 
+def _like(run: Run) -> dict[str, Any]:
+    """Of what kinds the plain values of a checkpoint of ``run`` are."""
+    return {
+        **asdict(run.state),
+        "guard": run.guard.state_dict(),
+        "topology": run.topology.state_dict(),
+        "data": run.batches.state_dict(),
+        "spikes": run.spikes.state_dict(),
+        "metrics_bytes": 0,
+        "config": run.config,
+        "backends": {},
+    }
+
+
 def restore(run: Run, snapshot: Snapshot, *, same_folder: bool) -> None:
     """Put ``run`` where ``snapshot`` was taken; with ``same_folder`` cut its metrics back to that moment too.
 
@@ -111,7 +132,8 @@ def restore(run: Run, snapshot: Snapshot, *, same_folder: bool) -> None:
         DataError: if the data source or the tokenizer has changed.
     """
     plain = snapshot.plain
-    try:
+    with opening.malformed("the checkpoint", CheckpointError, "resume from another checkpoint"):
+        opening.require_alike(plain, _like(run), "state.json")
         saved = snapshot.tensors["model"]
         run.topology.fit({name: saved[f"{name}.values"].shape[0] for name in run.topology.layers})
         if run.topology.rules.prunes:
@@ -128,5 +150,3 @@ def restore(run: Run, snapshot: Snapshot, *, same_folder: bool) -> None:
         run.fresh = False
         if same_folder:
             run.metrics.truncate(plain["metrics_bytes"])
-    except KeyError as error:
-        raise CheckpointError(f"the checkpoint lacks {error}; resume from another checkpoint") from error

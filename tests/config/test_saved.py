@@ -82,7 +82,7 @@ def test_a_config_that_can_not_be_opened_is_told(run: Path, monkeypatch: pytest.
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(ConfigError, match=r"config.yaml can't be read \(Permission denied\); type the command that"):
         read_settings(run)
 

@@ -58,7 +58,9 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(quick_config: Callable[..., C
     snapshot = load_checkpoint(tmp_path / "checkpoints" / "step_00000002")
     run = build_run(config, tmp_path, build_data(config, tmp_path / "tokenizer.json"), StopRequest())
     plain = {key: value for key, value in snapshot.plain.items() if key != "topology"}
-    with pytest.raises(CheckpointError, match="the checkpoint lacks 'topology'; resume from another checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"the checkpoint holds what smet-train never writes \(topology is missing\); resume"
+    ):
         restore(run, Snapshot(snapshot.tensors, plain), same_folder=True)
     restore(run, snapshot, same_folder=True)
     assert (run.state.step, run.fresh) == (2, False)
