@@ -19,6 +19,12 @@ def gets_signals_twice() -> bool:
     return _MARK in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def python_of_children() -> list[str]:
+    """How a program of this environment is started: modules are never looked for in the working directory, where a
+    user's own ``queue.py`` would take the place of Python's, and a stranger's would run."""
+    return [sys.executable, "-P"]
+
+
 def start_child(command: Sequence[str], environment: Mapping[str, str], **streams: Any) -> "Popen[bytes]":
     """Start ``command`` as a process that ends with this one and is passed the signals that this one gets.
 

@@ -204,6 +204,8 @@ def _text(number: int, name: str, errors: str, *, line_buffering: bool) -> io.Te
 def _interpreted(words: list[str]) -> int:
     """Run a program as ``python words`` would; returns its exit status."""
     _forget()
+    safe = words[0] == "-P"
+    words = words[1:] if safe else words
     try:
         if words[0] == "-c":
             sys.argv = ["-c", *words[2:]]
@@ -212,7 +214,8 @@ def _interpreted(words: list[str]) -> int:
             exec(compile(words[1], "<string>", "exec"), vars(main))
         elif words[0] == "-m":
             sys.argv = [words[1], *words[2:]]
-            sys.path.insert(0, os.getcwd())
+            if not safe:
+                sys.path.insert(0, os.getcwd())
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=r".* found in sys\.modules after import of package")
                 runpy.run_module(words[1], run_name="__main__", alter_sys=True)

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from hydra_plugins.smet_launcher._job import Job
 from smet_train.config.paths import folder_override
 from smet_train.errors import ConfigError, SmetError
+from smet_train.offspring import python_of_children
 
 _LONGEST_NAME = 200  # file systems allow 255 bytes
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
@@ -129,7 +130,7 @@ class JobLauncher(Launcher):
         words = [*_config_options(config), *overrides, folder_override(folder)]
         # What a further attempt finds in the folder is the job's own, which a fresh start would refuse.
         again = ["checkpoint.resume=auto"] if OmegaConf.select(config, "checkpoint.resume") == "never" else []
-        return Job(number + 1, name, overrides, folder, [sys.executable, "-m", "smet_train", *words], again)
+        return Job(number + 1, name, overrides, folder, [*python_of_children(), "-m", "smet_train", *words], again)
 
     def report(self, prints: bool = True) -> list[dict[str, Any]]:
         """Write sweep.csv over all jobs up to now, and print it as a table if wanted; returns its rows."""

@@ -98,6 +98,7 @@ class SubmititLauncher(JobLauncher):
         if not jobs:
             return
         chosen = {name: os.environ[name] for name in ("SUBMITIT_PREEMPT_SIGNAL",) if name in os.environ}
+        chosen["PYTHONSAFEPATH"] = "1"  # as other children, a job imports nothing from the working directory
         # A driver that is itself a job of the cluster would hand its own allocation on.
         with clean_env(), environment_variables(**chosen), executor.batch():
             submitted = [executor.submit(SubmittedJob(job, self.retries)) for job in jobs]

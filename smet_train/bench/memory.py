@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from smet_train.bench.settings import MemoryBench
+from smet_train.offspring import python_of_children
 
 _MEMORY_BAR, _SPEED_BAR, _PREDICTION_TOLERANCE = 0.45, 1.2, 0.10
 _ARMS: dict[str, list[str]] = {
@@ -101,7 +102,11 @@ def _in_a_process(name: str, overrides: list[str], steps: int) -> dict[str, floa
 
     task = json.dumps({"ours": name != "transformers", "overrides": overrides, "steps": steps})
     done = subprocess.run(
-        [sys.executable, "-m", "smet_train.bench.memory"], input=task, capture_output=True, text=True, check=False
+        [*python_of_children(), "-m", "smet_train.bench.memory"],
+        input=task,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SmetError(f"arm {name} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")

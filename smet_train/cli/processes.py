@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from smet_train.config.paths import folder_override
-from smet_train.offspring import start_child
+from smet_train.offspring import python_of_children, start_child
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _POLL_S = 0.05
@@ -33,7 +33,7 @@ def run_processes(n_processes: int, run_folder: Path, words: list[str]) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
-        group.start(n_processes, [sys.executable, "-m", "smet_train", *words])
+        group.start(n_processes, [*python_of_children(), "-m", "smet_train", *words])
         return group.wait()
     finally:
         group.end()

@@ -49,7 +49,7 @@ MISTAKES = [
 @BOTH
 @pytest.mark.parametrize(("arguments", "status", "expected"), [
     *((arguments, 2, message) for arguments, message in MISTAKES),
-    ([], 0, "usage: smet-export [-h] [--version] --format {hf,sparse,torch} --out DIR"),
+    ([], 0, "usage: smet-export [-h] [--version] [--plugins FILE] --format"),
     (["--help"], 0, "smet-export outputs/demo-1a2b3c4d --format hf --out exported/demo"),
 ])  # fmt: skip
 def test_mistakes_and_questions_need_none_of_the_heavy_libraries(

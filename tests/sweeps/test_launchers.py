@@ -52,7 +52,7 @@ def test_every_launcher_of_this_machine_runs_each_job_as_a_process_in_its_folder
     (sweep,) = Path("multirun").absolute().iterdir()
     assert len(commands) == 3
     for command in commands:
-        assert command[:3] == [sys.executable, "-m", "smet_train"]
+        assert command[:4] == [sys.executable, "-P", "-m", "smet_train"]
         assert command[-1] == f"hydra.run.dir='{sweep / command[-2]}'"
     with (sweep / "sweep.csv").open(newline="") as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["done"] * 3
@@ -89,7 +89,7 @@ def test_jobs_find_the_yaml_files_that_the_sweep_was_composed_from(tmp_path: Pat
     folder.mkdir(parents=True)
     (folder / "own.yaml").write_text("# @package _global_\nhydra:\n  launcher:\n    n_jobs: 2\n")
     assert launch(train, [*DENSITIES, "+cluster=own", "--config-dir", "mine"]) == 0
-    assert all(command[3:5] == ["--config-dir", str(tmp_path / "mine")] for command in commands)
+    assert all(command[4:6] == ["--config-dir", str(tmp_path / "mine")] for command in commands)
     # where the jobs run is not what they are
     assert launch(train, DENSITIES) == 0
     assert len(list(Path("multirun").iterdir())) == 1
