@@ -169,7 +169,7 @@ def test_a_finished_run_gives_its_report_and_one_that_ends_otherwise_does_not(
     first, second = fake.runs
     assert (first.artifacts, first.finished_with) == ([], [1])
     (artifact,) = second.artifacts
-    assert artifact.files == [str(tmp_path / name) for name in ("report.html", "config.yaml", "metrics.jsonl")]
+    assert artifact.files == ["report.html", "config.yaml", "metrics.jsonl"]
     assert "spike" in (tmp_path / "report.html").read_text()
     assert second.finished_with == [None]
     assert fake.begun[0]["id"] == fake.begun[1]["id"]

@@ -1,13 +1,17 @@
 """The table over the runs of a sweep, on the terminal and as CSV."""
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from smet_train import opening
 from smet_train.analysis.summary import run_summary
+from smet_train.replacing import replacing
+from smet_train.showing import cell, write_rows
 
 COLUMNS = (
     "name",
@@ -44,24 +48,22 @@ def keep_times(rows: list[dict[str, Any]], earlier: Path) -> list[dict[str, Any]
     if not earlier.is_file():
         return rows
     try:
-        with earlier.open(newline="", encoding="utf-8", errors="replace") as file:
-            table = list(csv.DictReader(file))
+        text = opening.read_bytes(earlier).decode("utf-8", errors="replace")
+        table = list(csv.DictReader(io.StringIO(text, newline="")))
     except (OSError, csv.Error):  # of another program perhaps; the seconds are not worth a sweep's end
         return rows
     took = {tuple(row.get(key) for key in ("folder", "step", "status")): row.get("wall_s") for row in table}
     kept = []
     for row in rows:
-        before = took.get((str(row["folder"]), str(row["step"]), "done")) if row["status"] == "done" else None
+        before = took.get((cell(str(row["folder"])), str(row["step"]), "done")) if row["status"] == "done" else None
         kept.append({**row, "wall_s": before} if before else row)
     return kept
 
 
 def write_sweep_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """All columns, numbers in full precision, an empty cell for None."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    """All columns, numbers in full precision, an empty cell for None; no text that a spreadsheet would compute."""
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        write_rows(file, COLUMNS, rows)
 
 
 def print_sweep_table(console: Console, rows: list[dict[str, Any]]) -> None:

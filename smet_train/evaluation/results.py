@@ -10,23 +10,34 @@ from typing import Any
 import torch
 import transformers
 
-from smet_train import __version__
+from smet_train import __version__, opening
 from smet_train.errors import SmetError
+from smet_train.showing import all_shown
 from smet_train.sparse.ledger import sparse_layers
 from smet_train.train import files
 from smet_train.trained import Trained
 
+EVALS_NAME = "evals"
+
+
+def require_own_evals(folder: Path) -> None:
+    """Raises SmetError if ``folder`` is a link: the run's results would be written elsewhere."""
+    try:
+        opening.require_own(folder)
+    except OSError as error:
+        raise SmetError(f"{folder} is not the run's own: {error.strerror}; write --out FILE") from error
+
 
 def result_path(trained: Trained, name: str) -> Path:
     """Where the result ``name`` of a checkpoint is written by default."""
-    return trained.run_folder / "evals" / f"step_{trained.step:08d}-{name}.json"
+    return trained.run_folder / EVALS_NAME / f"step_{trained.step:08d}-{name}.json"
 
 
 def circumstances(trained: Trained, command: list[str], seconds: float) -> dict[str, Any]:
     """What was evaluated, by what, on what and how long."""
     device = next(trained.model.parameters()).device
     return {
-        "command": command,
+        "command": all_shown(command),
         "checkpoint": str(trained.checkpoint.absolute()),
         "step": trained.step,
         "seconds": seconds,

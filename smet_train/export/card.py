@@ -1,12 +1,12 @@
 """The model card: what a run's own records say of its model, and how to load it."""
 
 import logging
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from smet_train.config.schema import Config
+from smet_train.showing import without_secrets
 from smet_train.sparse.ledger import count_parameters, sparse_layers
 from smet_train.tracking.jsonl import read_events
 from smet_train.train.checkpoint import load_plain
@@ -161,14 +161,8 @@ def _data(config: Config) -> str:
     if data.source.name == "python_source":
         return "the Python source files of an interpreter's standard library"
     # A published card does not tell where on its author's machine the files were.
-    names = ", ".join(f"`{_without_secrets(file) if '://' in file else Path(file).name}`" for file in data.files)
+    names = ", ".join(f"`{without_secrets(file) if '://' in file else Path(file).name}`" for file in data.files)
     return f"{data.source.name} files: {names}"
-
-
-def _without_secrets(url: str) -> str:
-    """``url`` without its user and password, and without its query, which may be a signature."""
-    # A password may hold what begins a query.
-    return re.split(r"[?#]", re.sub(r"(?<=://)([^/?#@:]*:[^/]*|[^/?#]*)@", "", url))[0]
 
 
 def _tokenizer(config: Config, vocab_size: int) -> str:

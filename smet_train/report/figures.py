@@ -1,5 +1,6 @@
 """A chart as a bokeh figure."""
 
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ def _add_hover(drawn: figure, chart: Chart) -> None:
             named = "name" in renderer.data_source.column_names
             groups.setdefault(("" if named else renderer.name, named), []).append(renderer)
     for (label, named), found in groups.items():
-        rows = [("", "@name" if named else label.replace("@", "@@"))] if named or label else []
+        rows = [("", "@name" if named else _as_template(label))] if named or label else []
         if not chart.x.categories:
             rows.append((chart.x.text, f"@x{{{_NUMBER}}}"))
         rows.append((chart.y.text, f"@y{{{_NUMBER}}}"))
@@ -112,6 +113,11 @@ def _add_hover(drawn: figure, chart: Chart) -> None:
                 point_policy="snap_to_data", line_policy="nearest",
             )
         )  # fmt: skip
+
+
+def _as_template(label: str) -> str:
+    """``label`` as bokeh reads the text of a tooltip: as HTML in which @ and $ name columns and places."""
+    return escape(label).replace("@", "@@").replace("$", "&#36;")
 
 
 def _add_heat_map(drawn: figure, chart: Chart, heat_map: HeatMap) -> None:

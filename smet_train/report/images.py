@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from smet_train import opening
+from smet_train.replacing import replacing
 from smet_train.report.charts import PALETTE, Axis, Chart, Series, highest
 
 _DPI = 130
@@ -17,24 +20,35 @@ _SIZE_INCHES = (7.0, 4.4)
 
 
 def draw_images(charts: Sequence[Chart], folder: Path) -> list[Path]:
-    """Write ``folder/<key>.png`` for each chart; returns the paths."""
+    """Write ``folder/<key>.png`` for each chart; returns the paths.
+
+    Raises:
+        ValueError: if a key leads into another folder.
+    """
     paths = []
     for chart in charts:
+        opening.plain_name(chart.key)
         path = folder / f"{chart.key}.png"
-        draw(chart).savefig(path, dpi=_DPI, metadata=_MARK)
+        with replacing(path) as part:
+            draw(chart).savefig(part, format="png", dpi=_DPI, metadata=_MARK)
         paths.append(path)
     return paths
 
 
 def is_own(path: Path) -> bool:
     """Whether :func:`draw_images` has written ``path``."""
-    with path.open("rb") as file:
+    with opening.regular(path) as file:
         head = file.read(_HEAD_BYTES)
     return all(f"{key}\0{value}".encode() in head for key, value in _MARK.items())
 
 
 def draw(chart: Chart) -> Figure:
-    """The chart as a matplotlib figure, with its legend below."""
+    """The chart as a matplotlib figure, with its legend below. Texts are no formulas of TeX."""
+    with rc_context({"text.parse_math": False}):
+        return _draw(chart)
+
+
+def _draw(chart: Chart) -> Figure:
     drawn = Figure(figsize=_SIZE_INCHES, layout="constrained")
     axes = drawn.add_subplot()
     axes.set_title(chart.title, fontsize=11)
@@ -70,6 +84,7 @@ def _color(number: int) -> str:
 
 def _draw_line(axes: Axes, line: Series, label: str) -> None:
     """``label`` is empty where another series stands for it in the legend."""
+    label = f" {label}" if label.startswith("_") else label  # else matplotlib takes it for none
     pattern = "none" if line.style == "points" else "--" if line.dashed else "-"
     axes.errorbar(
         line.x,

@@ -43,9 +43,8 @@ def _section(section: Section, divs: dict[str, str]) -> str:
 
 def _chart(chart: Chart, divs: dict[str, str]) -> str:
     note = f'<p class="note">{escape(chart.note)}</p>' if chart.note else ""
-    return (
-        f'<figure class="chart" id="{chart.key}">\n<h3>{escape(chart.title)}</h3>\n{note}\n{divs[chart.key]}\n</figure>'
-    )
+    head = f'<figure class="chart" id="{escape(chart.key)}">\n<h3>{escape(chart.title)}</h3>'
+    return f"{head}\n{note}\n{divs[chart.key]}\n</figure>"
 
 
 def _left_out(chart: LeftOut) -> str:

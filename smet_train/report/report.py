@@ -1,10 +1,10 @@
 """The report of a set of runs: which charts and tables, in which order; and writing it."""
 
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
+from smet_train import opening
+from smet_train.replacing import replacing
 from smet_train.report.charts import Chart, LeftOut, Report, Section, Table
 from smet_train.report.curves import Runs, loss_charts, optimization_charts
 from smet_train.report.labels import labels
@@ -14,6 +14,7 @@ from smet_train.report.spikes import spike_charts
 from smet_train.report.sweeps import sweep_section
 from smet_train.report.tables import spike_table, summary_table
 from smet_train.report.topology import exploration_charts, map_charts
+from smet_train.showing import shown
 
 PAGE_NAME = "report.html"
 IMAGES_NAME = "report"
@@ -21,7 +22,12 @@ IMAGES_NAME = "report"
 
 def build_report(found: Found) -> Report:
     """Everything that ``found`` has data for; what it has none for is said in a sentence."""
-    runs = dict(zip(labels(found.runs), found.runs, strict=True))
+    with opening.malformed("what is recorded of these runs", ReportError, "report the others"):
+        return _build_report(found)
+
+
+def _build_report(found: Found) -> Report:
+    runs = dict(zip(map(shown, labels(found.runs)), found.runs, strict=True))
     spikes = spike_table(runs)
     sections = [
         Section("Summary", tables=(summary_table(runs),)),
@@ -55,15 +61,13 @@ def write_report(report: Report, folder: Path, images: bool = True) -> tuple[Pat
     from smet_train.report.page import render_page  # bokeh takes a second; a mistake is told before
 
     page = folder / PAGE_NAME
-    part = page.with_name(f".{PAGE_NAME}.{os.getpid()}.part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        part.write_text(render_page(report), encoding="utf-8")
-        part.replace(page)
+        opening.require_own(folder / IMAGES_NAME)
+        with replacing(page) as part:
+            part.write_text(render_page(report), encoding="utf-8")
         return page, _write_images(report, folder / IMAGES_NAME) if images else 0
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise ReportError(
             f"{folder} can't be written ({error.strerror}); choose another folder with --out", exit_status=1
         ) from error

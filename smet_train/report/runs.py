@@ -13,6 +13,7 @@ from smet_train import opening
 from smet_train.config.identity import lasting_settings
 from smet_train.config.messages import nearest
 from smet_train.errors import SmetError
+from smet_train.showing import all_shown, shown
 from smet_train.tracking.jsonl import read_events
 
 Numbers = NDArray[np.float64]
@@ -116,8 +117,8 @@ def read_run(folder: Path) -> RunRecord:
         raise ReportError(f"{path} can't be read ({error.strerror})", exit_status=1) from error
     events: dict[str, list[dict[str, Any]]] = {}
     for event in listed:
-        events.setdefault(str(event.get("event")), []).append(event)
-    return RunRecord(folder, events, _settings(folder / "config.yaml"))
+        events.setdefault(shown(str(event.get("event"))), []).append(all_shown(event))
+    return RunRecord(folder, events, all_shown(_settings(folder / "config.yaml")))
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A sweep's validation loss by each number that it swept or searched beside the density: where the best one is."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from smet_train.report.labels import DENSITY, SEED, facts, labels
 from smet_train.report.runs import RunRecord
 
 _FEWEST_VALUES = 3  # two are a comparison, which the tables show
+_UNFIT = re.compile(r"[^A-Za-z0-9]+")  # in the name of a file, and of a place in a page
+_LONGEST_KEY = 100
 _DECADE = 10.0  # numbers further apart than this are drawn by their logarithms
 
 
@@ -25,7 +28,11 @@ def search_charts(runs: Sequence[RunRecord], key_prefix: str) -> tuple[Chart, ..
             if _is_number(value) and key not in (DENSITY, SEED):
                 values.setdefault(key, set()).add(float(value))
     swept = [key for key, found in values.items() if len(found) >= _FEWEST_VALUES]
-    return tuple(_chart(done, key, values[key], f"{key_prefix}_{key.replace('.', '_')}") for key in swept)
+    names = {key: f"{key_prefix}_{_UNFIT.sub('_', key)}"[:_LONGEST_KEY] for key in swept}
+    for number, key in enumerate(swept):  # keys that are none of ours may become alike
+        if list(names.values()).count(names[key]) > 1:
+            names[key] = f"{names[key]}_{number}"
+    return tuple(_chart(done, key, values[key], names[key]) for key in swept)
 
 
 def _chart(runs: Sequence[RunRecord], key: str, values: set[float], name: str) -> Chart:

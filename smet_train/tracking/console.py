@@ -1,13 +1,16 @@
 """The display of a run: a progress bar on a terminal, plain lines elsewhere."""
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import psutil
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 
-from smet_train.tracking.streams import lasting
+from smet_train.showing import shown, visible
+from smet_train.tracking.streams import lasting, unchanged
 
 _MEMORY_EVERY_STEPS = 10
 _GIB = 1024**3
@@ -16,13 +19,26 @@ _WIDTH_OF_FILES = 120
 _WIDTHS_OF_FACTS = (48, 68, 80)
 
 
+class _Console(Console):
+    """Shows texts as they may leave the program; what moves the cursor is rich's own."""
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """As rich's; a URL is looked at before it is wrapped."""
+        super().print(*(shown(item) if isinstance(item, str) else item for item in objects), **how)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As rich's."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
 def open_console() -> Console:
     """Standard output, as wide as the terminal, or wide enough for the tables where it is a file or a pipe.
 
     It may end first: rich would end the process. Text is shown as it is: paths and names may hold what rich takes for
     its markup, ``[b]``, or for an emoji, ``:x:``.
     """
-    console = Console(file=lasting(sys.stdout), highlight=False, markup=False, emoji=False)
+    console = _Console(file=lasting(unchanged(sys.stdout)), highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _WIDTH_OF_FILES
     return console

@@ -8,8 +8,11 @@ import io
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO
+
+from smet_train.showing import shown, visible
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +26,11 @@ class LastingStream:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._gone = False
+
+    @property
+    def unchanged(self) -> "LastingStream":
+        """What lasts as long, below what shows texts as they may leave the program."""
+        return LastingStream(unchanged(self._stream))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -61,6 +69,37 @@ class LastingStream:
         log.info("%s can't be written any more (%s); going on without", name, error.strerror or error)
 
 
+class ShownStream:
+    """A text stream on which every text is shown as it may leave the program: see :mod:`smet_train.showing`.
+
+    Attributes:
+        unchanged: the stream itself, for who takes care of it.
+    """
+
+    def __init__(self, stream: TextIO, show: Callable[[str], str]) -> None:
+        self.unchanged = stream
+        self._show = show
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.unchanged, name)
+
+    def write(self, text: str) -> int:
+        """Write ``text`` as it may be shown; returns its length."""
+        self.unchanged.write(self._show(text))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """Write ``lines`` as they may be shown."""
+        for line in lines:
+            self.write(line)
+
+
+def unchanged(stream: Any) -> TextIO:
+    """The stream below a :class:`ShownStream`; another one as it is."""
+    inner: TextIO = stream.unchanged if isinstance(stream, ShownStream | LastingStream) else stream
+    return inner
+
+
 def lasting(stream: TextIO) -> TextIO:
     """``stream``, or what makes it last if it doesn't."""
     return stream if isinstance(stream, LastingStream) else LastingStream(stream)  # type: ignore[return-value]
@@ -68,10 +107,14 @@ def lasting(stream: TextIO) -> TextIO:
 
 def let_output_encode_anything() -> None:
     """From here on what an encoding has no sign for is written as an escape: a name that is not UTF-8, or a "…" on a
-    terminal that knows Latin letters alone."""
+    terminal that knows Latin letters alone. Control characters are escapes too, and errors tell no secrets of URLs."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
+    if not isinstance(sys.stdout, ShownStream | LastingStream):
+        sys.stdout = ShownStream(sys.stdout, visible)  # type: ignore[assignment]
+    if not isinstance(sys.stderr, ShownStream | LastingStream):
+        sys.stderr = ShownStream(sys.stderr, shown)  # type: ignore[assignment]
 
 
 def let_output_end_first() -> None:

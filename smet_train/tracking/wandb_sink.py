@@ -7,6 +7,7 @@ import secrets
 import shlex
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -18,6 +19,7 @@ import psutil
 
 from smet_train import opening
 from smet_train.replacing import replacing
+from smet_train.showing import all_shown, without_secrets
 from smet_train.tracking.names import metrics, prefix, prefixes
 from smet_train.tracking.shelter import CLOSE_S
 
@@ -87,11 +89,18 @@ class WandbSink:
             self._run.log({**values, f"{name}step": event["step"]})
 
     def attach(self, name: str, files: Iterable[Path]) -> None:
-        """Keep ``files`` as an artifact of the run; each time another version of it."""
+        """Keep ``files`` as an artifact of the run, without secrets of URLs; each time another version of it."""
         artifact = self._wandb.Artifact(f"{name}-{self._run.id}", type=name)
-        for file in files:
-            artifact.add_file(str(file))
-        self._run.log_artifact(artifact)
+        with tempfile.TemporaryDirectory() as folder:
+            for file in files:
+                copy = Path(folder) / file.name
+                with opening.regular(file) as lines, copy.open("wb") as kept:
+                    for line in opening.bounded_lines(lines):
+                        kept.write(
+                            without_secrets(line.decode(errors="surrogateescape")).encode(errors="surrogateescape")
+                        )
+                artifact.add_file(str(copy), name=file.name)
+            self._run.log_artifact(artifact)
 
     def close(self) -> None:
         """Finish the wandb run, as a failed one if it is not at its end, and end wandb's own process."""
@@ -145,7 +154,7 @@ def _init(wandb: Any, settings: WandbSettings, run_folder: Path, config: dict[st
         tags=list(settings.tags),
         name=run_folder.name,
         dir=str(run_folder),
-        config=config,
+        config=all_shown(config),
         allow_val_change=True,
         reinit="finish_previous",
         # What a run prints is in its own files, and must not pass through another process.

@@ -119,11 +119,11 @@ def test_damage_in_the_middle_is_a_failure_with_its_place(make_run: MakeRun) -> 
 
 
 def test_metrics_that_can_not_be_read_are_a_failure(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Path, *_options: object) -> NoReturn:
+    def refuse(*_: object, **__: object) -> NoReturn:
         raise PermissionError(13, "Permission denied")
 
     run = make_run("run")
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("os.open", refuse)
     with pytest.raises(ReportError, match=r"can't be read \(Permission denied\)"):
         find([run])
 

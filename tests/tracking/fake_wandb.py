@@ -1,5 +1,6 @@
 """A stand-in for the module wandb, which remembers what it was asked for."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,9 +31,11 @@ class FakeRun:
 class FakeArtifact:
     def __init__(self, name: str, type: str) -> None:
         self.name, self.type, self.files = name, type, list[str]()
+        self.texts: dict[str, str] = {}
 
-    def add_file(self, path: str) -> None:
-        self.files.append(path)
+    def add_file(self, path: str, name: str) -> None:
+        self.files.append(name)
+        self.texts[name] = Path(path).read_text(encoding="utf-8")
 
 
 class FakeWandb:

@@ -169,6 +169,7 @@ def test_the_end_has_the_table_of_spikes_and_how_it_ended(
     sink = open_fake(tmp_path)
     for event in (SPIKE, {**SPIKE, "source": "train"}, {**END, "reason": reason}):
         sink.emit(event)
+    (tmp_path / "report.html").write_text("of https://me:secret@host/a?signature=b, run")
     sink.attach("report", [tmp_path / "report.html"])
     sink.close()
     (run,) = fake.runs
@@ -177,7 +178,8 @@ def test_the_end_has_the_table_of_spikes_and_how_it_ended(
     assert run.finished_with == [exit_code]
     assert fake.torn_down == 1
     (artifact,) = run.artifacts
-    assert (artifact.name, artifact.type, artifact.files) == ("report-abc", "report", [f"{tmp_path}/report.html"])
+    assert (artifact.name, artifact.type, artifact.files) == ("report-abc", "report", ["report.html"])
+    assert artifact.texts == {"report.html": "of https://host/a, run"}
 
 
 # With wandb itself, offline.
