@@ -25,6 +25,7 @@ from smet_train.config.continuation import (
     check_continuation,
     record_resume,
 )
+from smet_train.config.new_folder import check_own
 from smet_train.config.paths import with_absolute_paths
 from smet_train.config.plain import save_config
 from smet_train.config.plugins import load_plugins
@@ -110,6 +111,7 @@ def begin(
     config: Config, run_folder: Path, held: ExitStack, console: Console
 ) -> tuple[Path, Path | None, list[Change]]:
     """Lock the run folder for as long as ``held`` is open; returns it, the checkpoint to start from, and changes."""
+    check_own(run_folder, config.checkpoint.follow_link)
     held.enter_context(run_folder_lock(run_folder))
     files.remove_leftovers(run_folder / "checkpoints")
     checkpoint = choose_checkpoint(

@@ -16,7 +16,7 @@ import json
 import os
 import stat
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,11 +30,13 @@ LARGEST_JSON = 1 << 25
 LARGEST_TOKENIZER = 1 << 28
 LARGEST_LINE = 1 << 26
 
+_ANY_HOLES, _MOST_HOLES = 1 << 30, 16
+
 # What a run adds to in its folder; a link of such a name would lead elsewhere. Files that are replaced by a rename are
 # not among them: a link is replaced then, and what it leads to stays as it is.
 WRITTEN = (
     ".lock", "train.log", "console.log", "metrics.jsonl", "incidents.jsonl", "resumes.jsonl", "checkpoints", "inspect",
-    "evals", "report", "wandb", "tensorboard",
+    "evals", "report", "wandb", "tensorboard", "optuna.db",
 )  # fmt: skip
 CHECKPOINTS = "checkpoints"
 
@@ -79,6 +81,25 @@ def regular(path: Path, at_most: int | None = None) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def require_solid(file: BinaryIO, path: Path) -> None:
+    """See that most of a large file is there: one of a few bytes can be a million million long, all of it a hole.
+
+    Raises:
+        OSError: if there are more than 1 GiB and 15 times its bytes of holes in it.
+    """
+    number, size, at, stored = file.fileno(), os.fstat(file.fileno()).st_size, 0, 0
+    if size <= _ANY_HOLES:
+        return
+    with suppress(OSError):  # behind the last byte that is there; file systems without holes say that all is
+        while _MOST_HOLES * stored + _ANY_HOLES < size:
+            begins = os.lseek(number, at, os.SEEK_DATA)
+            at = os.lseek(number, begins, os.SEEK_HOLE)
+            stored += at - begins
+    os.lseek(number, 0, os.SEEK_SET)
+    if _MOST_HOLES * stored + _ANY_HOLES < size:
+        raise OSError(errno.EFBIG, f"of its {size:,} bytes no more than {stored:,} are there", str(path))
 
 
 def require_regular(path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from smet_train import opening
 from smet_train.config.plain import from_dict
 from smet_train.config.schema import Backend, Config, Family
+from smet_train.data.cache import own_cache
 from smet_train.data.tokenizer import TextTokenizer
 from smet_train.errors import CheckpointError
 from smet_train.sparse import SparseLinear
@@ -70,6 +71,7 @@ def open_trained(path: Path, device: torch.device | str = "cpu", *, backend: str
     snapshot = load_checkpoint(checkpoint, only="model")
     with opening.malformed(str(checkpoint), CheckpointError, "give another one"):
         config = from_dict(snapshot.plain["config"])
+        config = replace(config, data=replace(config.data, cache_dir=own_cache(config.data.cache_dir)))
         step = operator.index(snapshot.plain["step"])
         content_hash = str(snapshot.plain["data"]["identity"]["tokenizer"])
         trained_by = {str(layer): str(name) for layer, name in snapshot.plain["backends"].items()}

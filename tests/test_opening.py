@@ -80,6 +80,17 @@ def test_a_file_has_no_more_bytes_than_it_can_need(tmp_path: Path) -> None:
         list(opening.bounded_lines(io.BytesIO(b"1234\n"), 4))
 
 
+def test_a_file_that_is_all_holes_is_not_hashed(tmp_path: Path) -> None:
+    with (tmp_path / "holes").open("wb") as file:
+        file.write(b"head")
+        file.truncate(1 << 44)
+    with pytest.raises(OSError, match=r"of its 17,592,186,044,416 bytes no more than [\d,]+ are there"):
+        files.read_checksum(tmp_path / "holes")
+    with (tmp_path / "holes").open("r+b") as file:
+        file.truncate(1 << 20)
+    assert files.read_checksum(tmp_path / "holes").n_bytes == 1 << 20
+
+
 def test_json_is_an_object_that_is_not_too_deep(tmp_path: Path) -> None:
     (tmp_path / "deep.json").write_text("[" * 200_000)
     with pytest.raises(ValueError, match="nested too deeply"):
@@ -277,9 +288,10 @@ def test_saved_settings_are_of_their_kind_and_in_their_range(section: str, key: 
 
 
 def test_settings_that_are_none() -> None:
-    for settings in ([], {"model": 3}):
+    none: list[Any] = [[], {"model": 3}]
+    for settings in none:
         with pytest.raises(ConfigError, match="no settings of smet-train|the setting model is '3', not a section"):
-            from_dict(settings)  # type: ignore[arg-type]
+            from_dict(settings)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from smet_train import opening
 from smet_train.offspring import start_child
 
 _MISTAKE = 2  # the exit status of a command that can't be run as it is
@@ -67,7 +68,12 @@ class JobProcess:
         started_s = time.monotonic()
         self._job.folder.mkdir(parents=True, exist_ok=True)
         for attempt in range(self._retries + 1):
-            status = self._attempt(self._job.again if attempt > 0 or self._goes_on else [])
+            try:
+                status = self._attempt(self._job.again if attempt > 0 or self._goes_on else [])
+            except OSError as error:
+                self._job.status = "failed"
+                self._job.error = f"{error.filename or self._job.folder} can't be written ({error.strerror})"
+                break
             if status in (0, None, _MISTAKE) or attempt == self._retries or self._stopped:
                 break
             self._tell(f"failed: {self._job.error}; trying again")
@@ -83,7 +89,7 @@ class JobProcess:
     def _attempt(self, more: list[str]) -> int | None:
         """Run the process to its end; returns its exit status, None if the job was stopped before."""
         log = self._job.folder / "console.log"
-        with log.open("ab") as output:
+        with opening.append_to(log) as output:
             before_bytes = output.tell()
             with self._starting:
                 if self._stopped:
@@ -104,7 +110,7 @@ class JobProcess:
 
 def _error_text(log: Path, before_bytes: int, status: int) -> str:
     """The last line that a failed job printed, behind what earlier attempts have; of a killed one also how."""
-    with log.open("rb") as file:
+    with opening.regular(log) as file:
         file.seek(before_bytes)
         printed = file.read().decode("utf-8", errors="replace")
     lines = [line for line in printed.splitlines() if line.strip()]

@@ -12,6 +12,7 @@ from typing import Any
 
 from smet_train.cli.flags import Flags, add_model_flags, check_exists, number, run_command
 from smet_train.config.new_folder import check_writable
+from smet_train.config.plugins import load_plugins
 from smet_train.config.schema import DataSource, TextUnit
 from smet_train.config.validate import FILE_SOURCES
 from smet_train.errors import ConfigError, DataError
@@ -103,16 +104,19 @@ def _flags() -> Flags:
 def _run(given: argparse.Namespace) -> None:
     check_exists(given.checkpoint)
     _check(given)
+    load_plugins(given.plugins)
     # Only now what imports torch: after the mistakes that need no model have been told.
     with importing():
         from smet_train.evaluation.report import evaluate_tasks, evaluate_text
+        from smet_train.evaluation.results import EVALS_NAME, require_own_evals
         from smet_train.tracking.console import open_console
         from smet_train.train.device import choose_device
         from smet_train.trained import open_trained
 
     trained = open_trained(given.checkpoint, choose_device(given.device, "--device "), backend=given.backend)
     if given.out is None:
-        check_writable(trained.run_folder / "evals", "write --out FILE")
+        check_writable(trained.run_folder / EVALS_NAME, "write --out FILE")
+        require_own_evals(trained.run_folder / EVALS_NAME)
     console, command, started = open_console(), ["smet-eval", *sys.argv[1:]], time.perf_counter()
     console.print(f"{shlex.join(command)}\n{trained.checkpoint}, step {trained.step}", soft_wrap=True)
     common: dict[str, Any] = {"out": given.out, "batch_size": given.batch_size, "command": command, "started": started}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from smet_train.cli.flags import Flags, add_checkpoint, check_exists, run_command
 from smet_train.config.new_folder import check_empty
+from smet_train.config.plugins import load_plugins
 from smet_train.importing import importing
 
 EXAMPLES = """\
@@ -41,6 +42,7 @@ def _flags() -> Flags:
 
 def _run(given: argparse.Namespace) -> None:
     check_exists(given.checkpoint)
+    load_plugins(given.plugins)
     out: Path = given.out
     check_empty(out, "give another folder with --out")
     # Only now what imports torch: after the mistakes that can be told without it.

@@ -44,8 +44,15 @@ class Flags(argparse.ArgumentParser):
 
 
 def add_checkpoint(flags: Flags) -> None:
-    """The checkpoint."""
+    """The checkpoint, and code that it needs: that which its settings name is not run."""
     flags.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run folder, or a checkpoint in it")
+    flags.add_argument(
+        "--plugins",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="Python file or module of a plugin; may be repeated",
+    )
 
 
 def add_model_flags(flags: Flags) -> None:

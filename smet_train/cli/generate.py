@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from smet_train.cli.flags import Flags, add_model_flags, check_exists, number, run_command
+from smet_train.config.plugins import load_plugins
 from smet_train.errors import ConfigError
 from smet_train.importing import importing
 
@@ -57,6 +58,7 @@ def _flags() -> Flags:
 
 def _run(given: argparse.Namespace) -> None:
     check_exists(given.checkpoint)
+    load_plugins(given.plugins)
     prompt = _standard_input() if given.prompt == "-" else _typed(given.prompt)
     # Only now what imports torch.
     with importing():

@@ -65,7 +65,8 @@ def compose_run(run_folder: Path, overrides: list[str] | None = None) -> Config:
 def store_run(run_folder: Path) -> dict[str, Any]:
     """Let Hydra compose ``RESUMED_CONFIG`` from the config.yaml of ``run_folder``; returns the settings in it, nested.
 
-    Groups come on top of it: method=NAME, say, gives what the preset says, and all other settings are the run's.
+    Groups come on top of it: method=NAME, say, gives what the preset says, and all other settings are the run's, but
+    for its plugins, which are code: those that an override names are loaded, and no others.
     """
     saved = read_settings(run_folder)
     try:
@@ -77,7 +78,7 @@ def store_run(run_folder: Path) -> dict[str, Any]:
     hydra_settings["run"]["dir"] = _escaped(str(run_folder))
     groups = [{"model": None}, {"data": None}, {"method": None}]
     defaults = ["schema", "_self_", *groups, {"override hydra/hydra_logging": "none"}]
-    node = {"defaults": defaults, "hydra": hydra_settings, **_escaped(saved)}
+    node = {"defaults": defaults, "hydra": hydra_settings, **_escaped(saved), "plugins": []}
     ConfigStore.instance().store(name=f"{RESUMED_CONFIG}.yaml", node=node)
     return saved
 

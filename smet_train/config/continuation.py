@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from smet_train import __version__
+from smet_train import __version__, opening
 from smet_train.config.fields import leaves, matches, spell
 from smet_train.config.identity import VOLATILE_KEYS
 from smet_train.config.paths import absolute
@@ -181,9 +181,8 @@ def record_resume(run_folder: Path, checkpoint: Path, step: int, changes: Sequen
     }
     path = run_folder / RESUMES_NAME
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
+        with opening.append_to(path) as file:
+            file.write((json.dumps(line) + "\n").encode())
             os.fsync(file.fileno())
     except OSError as error:
         raise CheckpointError(

@@ -32,9 +32,10 @@ from smet_train.config.compose import (
     translated,
 )
 from smet_train.config.continuation import changed_settings, refuse_changes
+from smet_train.config.fields import spell
 from smet_train.config.locate import config_folder
 from smet_train.config.messages import stray_option
-from smet_train.config.new_folder import NewFolder, check_writable
+from smet_train.config.new_folder import NewFolder, check_own, check_writable
 from smet_train.config.paths import absolute, check_files, require_resumable, with_absolute_paths
 from smet_train.config.plain import to_dict
 from smet_train.config.saved import checkpoint_named_last
@@ -83,6 +84,7 @@ def resume(run: RunJob, words: list[str]) -> int:
     folder = folder.absolute()
     saved = store_run(folder)
     _refuse_own_folder(words[1:])
+    _refuse_silent_plugins(saved["plugins"], words[1:], folder)
     arguments = _parse(words[1:])
     arguments.config_name = RESUMED_CONFIG
 
@@ -154,6 +156,7 @@ def _run_composed(
     if check is not None:
         check(config)
     check_writable(folder)
+    check_own(folder, config.checkpoint.follow_link)
     check_files(config, folder)
     job = _Job(run, config)
     new = NewFolder(folder)
@@ -256,6 +259,17 @@ def _refuse_own_folder(overrides: list[str]) -> None:
             )
 
 
+def _refuse_silent_plugins(saved: list[str], overrides: list[str], folder: Path) -> None:
+    """Plugins are code, and the folder may be somebody else's: those alone are run that the command line repeats."""
+    with translated():
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    if saved and not any(str(override.key_or_group) == "plugins" for override in parsed):
+        raise ConfigError(
+            f"{folder / 'config.yaml'} names plugins={spell(saved)}, which is Python code; if it is yours, repeat it "
+            f"behind the folder: smet-train resume {folder} 'plugins={spell(saved)}'; plugins=[] goes on without"
+        )
+
+
 def _config_dir(arguments: Namespace) -> Path | None:
     return None if arguments.config_dir is None else Path(arguments.config_dir)
 
@@ -271,6 +285,7 @@ def _check_sweep(arguments: Namespace) -> Path:
         settings = check_sweep(arguments.overrides, arguments.config_name or MAIN_CONFIG, _config_dir(arguments))
         folder = _output_folder(settings, "sweep")
     check_writable(folder)
+    check_own(folder, follow_link=False)
     return folder
 
 

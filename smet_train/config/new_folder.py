@@ -4,6 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from smet_train import opening
 from smet_train.errors import ConfigError, SmetError
 from smet_train.train.lock import LOCK_NAME, run_folder_lock
 
@@ -23,6 +24,24 @@ def check_writable(folder: Path, remedy: str = _RUN_REMEDY) -> None:
         raise ConfigError(f"the folder {folder} can't be made: {there} is a file; {remedy}")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"the folder {folder} can't be written: {there} is read-only here; {remedy}")
+
+
+def check_own(folder: Path, follow_link: bool) -> None:
+    """Look whether all that a run adds to in ``folder`` lies there.
+
+    Args:
+        follow_link: whether ``checkpoints`` may be a link, as ``checkpoint.follow_link`` says.
+
+    Raises:
+        ConfigError: if something is a link, a pipe or a device: the run would write elsewhere.
+    """
+    linked = (opening.CHECKPOINTS,) if follow_link else ()
+    stray = opening.first_stray(folder, linked)
+    if stray is None:
+        return
+    name = Path(stray.filename).name
+    ask = "write checkpoint.follow_link=true if it is yours, or " if name == opening.CHECKPOINTS else ""
+    raise ConfigError(f"{stray.filename} is not the run's own: {stray.strerror}; {ask}move it away, or {_RUN_REMEDY}")
 
 
 def check_empty(folder: Path, remedy: str) -> None:

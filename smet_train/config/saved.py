@@ -12,6 +12,7 @@ from smet_train.config.fields import leaves
 from smet_train.config.messages import nearest, unknown_key
 from smet_train.config.plain import flatten, to_dict
 from smet_train.config.schema import Config
+from smet_train.data.cache import own_cache
 from smet_train.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,9 @@ _LISTED = 3
 def read_settings(run_folder: Path) -> dict[str, Any]:
     """All settings of the run in ``run_folder``, nested; those that its version did not have yet are defaults.
 
-    ``checkpoint.resume`` is what continues the run: never a fresh start, nor a second way back.
+    ``checkpoint.resume`` is what continues the run: never a fresh start, nor a second way back. What would let somebody
+    else's settings write outside of the folder is left out: a link is followed, and a folder that is no cache yet made
+    one, where the command line says so.
 
     Raises:
         ConfigError: if the folder holds no run, or if its config.yaml can't be read or is not whole.
@@ -31,6 +34,8 @@ def read_settings(run_folder: Path) -> dict[str, Any]:
     path = run_folder / CONFIG_NAME
     settings = _completed(path, _loaded(path))
     settings["checkpoint"]["resume"] = _continuing(settings["checkpoint"]["resume"], run_folder)
+    settings["checkpoint"]["follow_link"] = False
+    settings["data"]["cache_dir"] = own_cache(settings["data"]["cache_dir"])
     return settings
 
 

@@ -347,6 +347,7 @@ class CheckpointConfig:
     asynchronous: bool = setting("write in the background, from a copy in memory, while training goes on", False)
     on_error: OnSaveError = setting("when one can't be written: stop, or warn and train on", OnSaveError.stop)
     verify: Verify = setting("checksums when resuming: of the one that is used, or of all (full)", Verify.fast)
+    follow_link: bool = setting("let checkpoints/ of the run folder be a link to another folder", False)
     resume: str = setting("auto = go on in the run folder, never = a fresh folder, or a checkpoint's path", "auto")
 
 

@@ -98,7 +98,10 @@ def open_source(spec: SourceSpec, cache_dir: Path | None = None) -> Source:
             is 1 where the network is at fault.
     """
     if spec.kind not in SOURCES:
-        raise DataError(f"data.source={spec.kind} is unknown; write one of {', '.join(SOURCES)}")
+        raise DataError(
+            f"data.source={spec.kind} is unknown here; write one of {', '.join(SOURCES)}, or, if a plugin gave it, "
+            "name the plugin: plugins=[FILE] of smet-train, --plugins FILE of smet-eval"
+        )
     source = SOURCES[spec.kind](spec, cache_dir)
     documents = source.documents()
     if next(documents, None) is None:

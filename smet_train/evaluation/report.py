@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smet_train.evaluation.loss import TextLoss, recorded_loss, text_loss
-from smet_train.evaluation.results import circumstances, result_path, write_result
+from smet_train.evaluation.results import EVALS_NAME, circumstances, require_own_evals, result_path, write_result
 from smet_train.evaluation.tasks import run_tasks
 from smet_train.trained import Trained
 
@@ -129,5 +129,7 @@ def _limits(**given: int | None) -> str:
 
 
 def _write(console: Console, path: Path, result: dict[str, Any]) -> None:
+    if path.parent.name == EVALS_NAME:
+        require_own_evals(path.parent)
     write_result(path, result)
     console.print(f"written {path}", soft_wrap=True)

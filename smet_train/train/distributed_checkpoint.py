@@ -6,7 +6,9 @@ a pickle, may name nothing but what a description is made of. Only who meets suc
 """
 
 import io
+import math
 import pickle
+import pickletools
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from smet_train import opening
 from smet_train.errors import CheckpointError, ConfigError
 from smet_train.sparse.shards import as_split, is_sharded, local
 from smet_train.train import files
@@ -300,12 +303,34 @@ def _memory_format(kind: object, name: str) -> Any:
 def _read_description(folder: Path) -> tuple[Metadata, dict[str, tuple[torch.Size, torch.dtype]]]:
     """The description that lies in ``folder``; shape and dtype of each tensor."""
     told = f"{folder.name}/{_DESCRIPTION} does not describe tensors"
-    with (folder / _DESCRIPTION).open("rb") as file:
-        try:
-            metadata = _DescriptionUnpickler(file).load()
-            stored = dict(metadata.state_dict_metadata)
-        except Exception as error:  # bytes that are no pickle raise anything
-            raise CheckpointError(f"{told} ({error})") from error
+    content = opening.read_bytes(folder / _DESCRIPTION)
+    try:
+        _check_memory(content)
+        metadata = _DescriptionUnpickler(io.BytesIO(content)).load()
+        stored = dict(metadata.state_dict_metadata)
+    except Exception as error:  # bytes that are no pickle raise anything
+        raise CheckpointError(f"{told} ({opening.what(error)})") from error
     if not all(isinstance(item, TensorStorageMetadata) for item in stored.values()):
         raise CheckpointError(f"{told} alone")
-    return metadata, {name: (item.size, item.properties.dtype) for name, item in stored.items()}
+    with opening.malformed(f"{folder.name}/{_DESCRIPTION}", CheckpointError, "take another checkpoint"):
+        described = {name: (torch.Size(item.size), item.properties.dtype) for name, item in stored.items()}
+        needed = sum(math.prod(size) * dtype.itemsize for size, dtype in described.values())
+        negative = any(side < 0 for size, _ in described.values() for side in size)
+        names = {opening.plain_name(part.relative_path) for part in (metadata.storage_data or {}).values()}
+    for name in names:
+        opening.require_regular(folder / name)
+    held = sum((folder / name).stat().st_size for name in names)
+    if negative or needed > held:
+        raise CheckpointError(f"{told}: it tells of {needed:,} bytes, and its files have {held:,}")
+    return metadata, described
+
+
+def _check_memory(content: bytes) -> None:
+    """A pickle numbers what it holds, and Python makes room for the largest number at once.
+
+    Raises:
+        ValueError: if there are more numbers than bytes; or what pickletools says of what is no pickle.
+    """
+    for operation, argument, _ in pickletools.genops(content):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(content):
+            raise ValueError(f"it numbers what it holds up to {argument}")

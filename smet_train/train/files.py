@@ -172,6 +172,7 @@ def read_checksum(path: Path) -> Written:
     """What a file is now."""
     n_bytes, digest = 0, xxhash.xxh3_128()
     with opening.regular(path) as file:
+        opening.require_solid(file, path)
         while part := file.read(_READ_BYTES):
             n_bytes += len(part)
             digest.update(part)

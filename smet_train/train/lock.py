@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from smet_train import opening
 from smet_train.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def _acquire(path: Path, setting: str) -> int:
     deadline_s = time.monotonic() + _PATIENCE_S
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = opening.open_own(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -78,9 +78,19 @@ def test_a_log_that_can_not_be_written_costs_its_lines_alone(
     programs: ModuleType, quick: list[str], tmp_path: Path, environment: dict[str, str]
 ) -> None:
     folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "train.log").symlink_to("/dev/full")
-    command = [*COMMAND, *quick, "train.precision=bf16", f"hydra.run.dir={folder}"]  # may be slow here: a warning
+    code = (
+        "import logging; open_own = logging.FileHandler._open\n"
+        "def full(handler):\n    open_own(handler).close()\n    return open('/dev/full', 'a')\n"
+        "logging.FileHandler._open = full; from smet_train.cli.train import main; main()"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        *quick,
+        "train.precision=bf16",
+        f"hydra.run.dir={folder}",
+    ]  # may be slow here: a warning
     done = programs.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not [line for line in done.stderr.splitlines() if not line.startswith("WARNING: ")]

@@ -254,10 +254,11 @@ def holding(what: Any) -> bytes:
             "does not describe tensors (it names 'mro' of <enum '_MEM_FORMAT_ENCODING'>, which no known torch does)",
         ),
         (pickle.dumps([1]), "does not describe tensors ('list' object has no attribute 'state_dict_metadata')"),
-        (b"", "does not describe tensors (Ran out of input)"),
+        (b"", "does not describe tensors (pickle exhausted before seeing STOP)"),
+        (b"\x80\x04Nr\xff\xff\xff\x7f.", "does not describe tensors (it numbers what it holds up to 2147483647)"),
         (holding(StorageMeta()), "does not describe tensors alone"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_a_description_that_names_anything_else_is_refused(copy: Path, content: bytes, told: str) -> None:
     """Even if somebody has made all checksums fit."""
@@ -267,6 +268,22 @@ def test_a_description_that_names_anything_else_is_refused(copy: Path, content: 
     assert f"sharded/.metadata {told}" in str(caught.value)
     with pytest.raises(ConfigError, match="does not describe tensors"):
         stored_model(newest(copy))
+
+
+def test_a_description_that_leads_elsewhere_or_tells_of_more_than_there_is(copy: Path) -> None:
+    path = newest(copy) / "sharded" / ".metadata"
+    before = pickle.loads(path.read_bytes())
+    names = [part.relative_path for part in before.storage_data.values()]
+    part = next(iter(before.storage_data.values()))
+    part.relative_path = f"../../{names[0]}"
+    path.write_bytes(pickle.dumps(before))
+    with pytest.raises(CheckpointError, match="is no plain file name"):
+        load_checkpoint(newest(copy))
+    part.relative_path = names[0]
+    next(iter(before.state_dict_metadata.values())).size = torch.Size([1 << 40])
+    path.write_bytes(pickle.dumps(before))
+    with pytest.raises(CheckpointError, match=r"it tells of [\d,]+ bytes, and its files have"):
+        load_checkpoint(newest(copy))
 
 
 def test_tensors_are_read_without_their_pickle_running_anything(copy: Path) -> None:
