@@ -83,8 +83,8 @@ def test_a_file_has_no_more_bytes_than_it_can_need(tmp_path: Path) -> None:
 def test_a_file_that_is_all_holes_is_not_hashed(tmp_path: Path) -> None:
     with (tmp_path / "holes").open("wb") as file:
         file.write(b"head")
-        file.truncate(1 << 44)
-    with pytest.raises(OSError, match=r"of its 17,592,186,044,416 bytes no more than [\d,]+ are there"):
+        file.truncate(1 << 42)
+    with pytest.raises(OSError, match=r"of its 4,398,046,511,104 bytes no more than [\d,]+ are there"):
         files.read_checksum(tmp_path / "holes")
     with (tmp_path / "holes").open("r+b") as file:
         file.truncate(1 << 20)

@@ -23,7 +23,7 @@ from smet_train.report.report import build_report, write_report
 from smet_train.report.runs import ReportError, find
 from smet_train.showing import ShownFormatter, all_shown, cell, visible, without_secrets
 from smet_train.tracking.console import open_console
-from smet_train.tracking.streams import LastingStream, ShownStream, let_output_encode_anything, unchanged
+from smet_train.tracking.streams import LastingStream, ShownStream, lasting, let_output_encode_anything, unchanged
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)> $\\frac{ \x1b]0;x\x07 \x9b2J =1+1 \u202e'
 
@@ -82,7 +82,7 @@ def test_streams_and_the_console(capsys: pytest.CaptureFixture[str], monkeypatch
     assert err == "\\x1b[2J https://c/d\n"
     inner = unchanged(sys.stdout)
     assert not isinstance(inner, ShownStream)
-    assert isinstance(unchanged(LastingStream(sys.stdout)), LastingStream)
+    assert isinstance(unchanged(lasting(sys.stdout)), LastingStream)
     with pytest.raises(SystemExit):
         run_to_the_end("smet-x", lambda: (_ for _ in ()).throw(ConfigError("\x1b https://a:b@c/d")))
     assert capsys.readouterr().err == "smet-x: \\x1b https://c/d\n"

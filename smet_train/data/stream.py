@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from smet_train import opening
 from smet_train.data.blocks import Block, BlockReader, Position
 from smet_train.data.rules import Fault, Tally
 from smet_train.data.sources import Source
@@ -118,6 +119,9 @@ class TokenWindows(Iterator[list[int]]):
         block_state = state["block_state"]
         if self._has_changed(state["files"]) and block_state is not None:
             block_state = self._source.by_count(block_state)
+        numbers = [state[key] for key in ("epoch", "block", "document", "token", "documents", "tokens")]
+        if min(numbers) < 0 or not 0 <= state["overlap"] < self._tokenizer.vocab_size:
+            raise DataError("the checkpoint's position in the data is none; resume from another checkpoint")
         self._position = Position(state["epoch"], state["block"], block_state, state["left_out"])
         self._block, self._encoded = None, {}
         self._document, self._token, self._overlap = state["document"], state["token"], state["overlap"]
@@ -160,8 +164,9 @@ class TokenWindows(Iterator[list[int]]):
 
     def _current_tokens(self) -> list[int]:
         """Tokens of the current document with its end-of-text token; moves on to the next block when need be."""
-        if self._block is None:
-            self._block = self._reader.read(self._position)
+        if self._block is None:  # at the beginning, or at a position that a checkpoint tells
+            with opening.malformed("the position in the data", DataError, "resume from another checkpoint"):
+                self._block = self._reader.read(self._position)
         if self._document >= len(self._block.documents):  # beyond it in a block that has become shorter
             if self._block.following.epoch > self._position.epoch:
                 self._encodable = Tally(self._source.rules, self._told)

@@ -64,9 +64,10 @@ def write_report(report: Report, folder: Path, images: bool = True) -> tuple[Pat
     try:
         folder.mkdir(parents=True, exist_ok=True)
         opening.require_own(folder / IMAGES_NAME)
-        with replacing(page) as part:
-            part.write_text(render_page(report), encoding="utf-8")
-        return page, _write_images(report, folder / IMAGES_NAME) if images else 0
+        with opening.malformed("what is recorded of these runs", ReportError, "report the others"):
+            with replacing(page) as part:
+                part.write_text(render_page(report), encoding="utf-8")
+            return page, _write_images(report, folder / IMAGES_NAME) if images else 0
     except OSError as error:
         raise ReportError(
             f"{folder} can't be written ({error.strerror}); choose another folder with --out", exit_status=1

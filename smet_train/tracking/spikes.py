@@ -10,6 +10,7 @@ beta2 = 0.999 but hardly with 0.95, so every event states beta2, and the horizon
 """
 
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,6 +101,6 @@ class SpikeMeter:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the windows that :meth:`state_dict` wrote down."""
         self._recent = [float(loss) for loss in state["recent"]]
-        self._update_step = state["update_step"]
+        self._update_step = None if state["update_step"] is None else operator.index(state["update_step"])
         self._baseline = math.nan if state["baseline"] is None else float(state["baseline"])
         self._window = [float(loss) for loss in state["window"]]

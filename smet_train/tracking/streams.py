@@ -96,7 +96,7 @@ class ShownStream:
 
 def unchanged(stream: Any) -> TextIO:
     """The stream below a :class:`ShownStream`; another one as it is."""
-    inner: TextIO = stream.unchanged if isinstance(stream, ShownStream | LastingStream) else stream
+    inner: Any = stream.unchanged if isinstance(stream, ShownStream | LastingStream) else stream
     return inner
 
 
@@ -111,10 +111,11 @@ def let_output_encode_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
+    streams: Any = sys
     if not isinstance(sys.stdout, ShownStream | LastingStream):
-        sys.stdout = ShownStream(sys.stdout, visible)  # type: ignore[assignment]
+        streams.stdout = ShownStream(sys.stdout, visible)
     if not isinstance(sys.stderr, ShownStream | LastingStream):
-        sys.stderr = ShownStream(sys.stderr, shown)  # type: ignore[assignment]
+        streams.stderr = ShownStream(sys.stderr, shown)
 
 
 def let_output_end_first() -> None:

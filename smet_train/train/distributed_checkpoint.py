@@ -332,5 +332,5 @@ def _check_memory(content: bytes) -> None:
         ValueError: if there are more numbers than bytes; or what pickletools says of what is no pickle.
     """
     for operation, argument, _ in pickletools.genops(content):
-        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(content):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
             raise ValueError(f"it numbers what it holds up to {argument}")

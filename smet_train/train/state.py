@@ -114,6 +114,11 @@ def _like(run: Run) -> dict[str, Any]:
     """Of what kinds the plain values of a checkpoint of ``run`` are."""
     return {
         **asdict(run.state),
+        "optimizer": {
+            name: {key: value for key, value in run.optimizer.state[parameter].items() if not isinstance(value, Tensor)}
+            for parameter, name in _names(run.model).items()
+            if parameter in run.optimizer.state
+        },
         "guard": run.guard.state_dict(),
         "topology": run.topology.state_dict(),
         "data": run.batches.state_dict(),
@@ -148,5 +153,7 @@ def restore(run: Run, snapshot: Snapshot, *, same_folder: bool) -> None:
         run.guard.load_state_dict(plain["guard"])
         run.state = TrainState(**{item.name: plain[item.name] for item in fields(TrainState)})
         run.fresh = False
+        if plain["metrics_bytes"] < 0:
+            raise ValueError("metrics_bytes is negative")
         if same_folder:
             run.metrics.truncate(plain["metrics_bytes"])
