@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from smet_train import opening
+from smet_train import __version__, opening
 from smet_train.analysis.closing import next_lines, stopped_lines, where_lines
 from smet_train.analysis.layers import print_layers
 from smet_train.analysis.prediction import Prediction
@@ -26,8 +27,8 @@ from smet_train.config.continuation import (
     record_resume,
 )
 from smet_train.config.new_folder import check_own
-from smet_train.config.paths import with_absolute_paths
-from smet_train.config.plain import save_config
+from smet_train.config.paths import PATH_KEYS, with_absolute_paths
+from smet_train.config.plain import flatten, save_config, to_dict
 from smet_train.config.plugins import load_plugins
 from smet_train.config.schema import Config
 from smet_train.config.validate import check_processes
@@ -42,7 +43,7 @@ from smet_train.tracking.estimate import TimeEstimate
 from smet_train.tracking.resources import memory_use
 from smet_train.tracking.shelter import Sheltered
 from smet_train.train import files
-from smet_train.train.agreement import check_same_start
+from smet_train.train.agreement import check_same_settings, check_same_start
 from smet_train.train.checkpoint import load_checkpoint, load_plain
 from smet_train.train.device import choose_device
 from smet_train.train.guard import RollBack
@@ -83,10 +84,13 @@ def run_training(config: Config, run_folder: Path, console: Console | None = Non
     if config.train.deterministic:
         compute_deterministically()
     with (
-        joined(config.train.device.name, config.train.processes, config.seed) as processes,
+        joined(
+            config.train.device.name, config.train.processes, config.seed, config.train.max_silence_minutes * 60
+        ) as processes,
         StopRequest(hours(config.train.max_hours), echo_s=_ECHO_S if gets_signals_twice() else 0.0) as stop,
         ExitStack() as held,
     ):
+        check_same_settings(processes, shared_settings(config))
         processes.told(lambda: check_processes(config, processes.size))
         if not processes.leads:
             console = Console(quiet=True, markup=False)  # which it reads all the same
@@ -125,6 +129,16 @@ def begin(
     if (run_folder / "metrics.jsonl").is_file() and finished_step(run_folder) is None:
         console.print("no checkpoint yet: the run starts over at step 0")
     return run_folder, None, []
+
+
+def shared_settings(config: Config) -> dict[str, Any]:
+    """What the processes of a run must have in common before they begin: settings by dotted keys, and versions.
+
+    Of a path only whether it is given: a file may lie elsewhere on another machine; what it makes is compared later.
+    """
+    settings = flatten(to_dict(config))
+    given = {key: settings[key] and "given" for key in PATH_KEYS}
+    return {**settings, **given, "smet-train": __version__, "torch": str(torch.__version__)}
 
 
 def hours(budget: float | None) -> float | None:

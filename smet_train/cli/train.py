@@ -46,9 +46,9 @@ def _status(arguments: list[str]) -> int:
     try:
         return resume(_train, arguments[1:]) if arguments[0] == "resume" else launch(_train, arguments)
     except SmetError as error:
-        if error.told:
+        if error.told or ranks.follows():
             _let_the_other_speak()
-        else:
+        if not error.told:
             print(f"smet-train: {ranks.name()}{error}", file=sys.stderr)
         return error.exit_status
     except Exception as error:
@@ -62,7 +62,11 @@ def _status(arguments: list[str]) -> int:
 
 
 def _let_the_other_speak() -> None:
-    """torchrun ends all processes as soon as one has failed: give the one that prints the error the time to do so."""
+    """torchrun ends all processes as soon as one has failed: give the one that prints the error the time to do so.
+
+    A mistake of this process alone, in settings that are others than the first one's, is told by nobody else, who is
+    then still there.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         time.sleep(_FIRST_WORD_S)
 

@@ -18,6 +18,7 @@ VOLATILE_KEYS = (
     "train.device",
     "train.processes",
     "train.parallel",
+    "train.max_silence_minutes",
     "train.eval_interval",
     "train.log_interval",
     "train.activation_checkpointing",

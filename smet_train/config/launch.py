@@ -170,24 +170,17 @@ def _run_composed(
 
 
 def _follow(run: RunJob, arguments: Namespace) -> int:
-    """Take part in a run whose first process does all that Hydra does: the folder, its logs, what is shown.
-
-    A mistake in the settings is that process's too, and told there.
-    """
+    """Take part in a run whose first process does all that Hydra does: the folder, its logs, what is shown."""
     logging.basicConfig(level=logging.ERROR, format=f"{ranks.name()}%(message)s")
-    try:
-        with translated():
-            settings = compose_settings(
-                arguments.overrides,
-                arguments.config_name or MAIN_CONFIG,
-                _config_dir(arguments),
-            )
-            config = to_config(settings)
-            validate(config)
-            folder = _output_folder(settings, "run")
-    except SmetError as error:
-        error.told = True
-        raise
+    with translated():
+        settings = compose_settings(
+            arguments.overrides,
+            arguments.config_name or MAIN_CONFIG,
+            _config_dir(arguments),
+        )
+        config = to_config(settings)
+        validate(config)
+        folder = _output_folder(settings, "run")
     return run(config, folder)
 
 

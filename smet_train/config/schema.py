@@ -309,6 +309,9 @@ class TrainConfig:
     parallel: Parallel = setting(
         "what each process holds: ddp = all; fsdp = its part of weights, index and optimizer state", Parallel.ddp
     )
+    max_silence_minutes: float = setting(
+        "minutes without a sign of life of another process after which the run ends (several processes)", 30.0, above=0
+    )
     precision: Precision = setting("number format of values and of computation", Precision.fp32)
     device: Device = setting("auto = the GPU where there is one", Device.auto)
     activation_checkpointing: bool = setting(

@@ -5,6 +5,8 @@ others, so that all take the same branches; an error of its own is raised in all
 """
 
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,10 +22,13 @@ from smet_train import ranks
 from smet_train.errors import ConfigError, SmetError, TrainingError
 from smet_train.sparse.sampling import stream_key
 from smet_train.sparse.shards import is_sharded, whole
+from smet_train.train.watch import SETTING, told_if_long, watching
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=2)  # the leader may prepare data for hours
+# The leader may prepare data for hours. What has no end of its own is ended by train.max_silence_minutes.
+_PATIENCE = timedelta(days=2)
+_RESOLVED_S = 30.0  # a cluster's names may be there later than its processes
 _LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -220,25 +225,26 @@ ALONE = Processes()
 
 
 @contextmanager
-def joined(device: str, named: int, seed: int) -> Iterator[Processes]:
+def joined(device: str, named: int, seed: int, longest_silence_s: float = 1800.0) -> Iterator[Processes]:
     """The processes that torchrun, or ``train.processes``, has started; ALONE if there is one.
 
     Args:
         device: ``train.device``; on GPUs each process takes one of its machine.
         named: ``train.processes``.
         seed: of what is random in one process alone.
+        longest_silence_s: how long another process may give no sign of life before this one ends.
 
     Raises:
-        ConfigError: if there are not ``named`` of them (1: any number), or more on a machine than GPUs.
+        ConfigError: if there are not ``named`` of them (1: any number), or more on a machine than GPUs, or if the
+            place where they are to meet is none.
+        TrainingError: if they do not all come.
     """
     size = ranks.world_size()
     if named not in (1, size):
-        mismatch = ConfigError(
+        raise ConfigError(
             f"train.processes={named}, but this is one of {size} processes that were started; write "
             f"train.processes=1 or {size} under torchrun, or leave torchrun out: smet-train starts them itself"
         )
-        mismatch.told = ranks.follows()
-        raise mismatch
     if size == 1:
         yield ALONE
         return
@@ -246,16 +252,70 @@ def joined(device: str, named: int, seed: int) -> Iterator[Processes]:
     if on_gpu:
         _take_gpu(ranks.local_rank(), torch.cuda.device_count())
     share_cores()
-    with lost_process_told():
-        store, rank, _ = next(rendezvous("env://"))
+    place = _meeting_place()
+    with lost_process_told(), told_if_long(lambda: f"for the other processes at {place}", longest_silence_s):
+        with _failed_meeting_told(place, size):
+            store, rank, _ = next(rendezvous("env://", timeout=_PATIENCE))
         # torchrun's store outlives a restart, and holds where the processes of the attempt before were to be reached.
         attempt = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        dist.init_process_group("nccl" if on_gpu else "gloo", store=attempt, rank=rank, world_size=size)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo", store=attempt, rank=rank, world_size=size, timeout=_PATIENCE
+        )
         control = dist.new_group(backend="gloo", timeout=_PATIENCE)
     try:
-        yield Processes(rank, size, control, seed)
+        own = attempt.clone()  # type: ignore[attr-defined]  # of torch.distributed.Store
+        with watching(own, rank, size, longest_silence_s):
+            yield Processes(rank, size, control, seed)
     finally:
         dist.destroy_process_group()
+
+
+def _meeting_place() -> str:
+    """``HOST:PORT`` of the first process, by the environment.
+
+    Raises:
+        ConfigError: if it is not there, or if the host's name leads nowhere.
+    """
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE={ranks.world_size()} says that other processes take part, but {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not set; start them by torchrun or train.processes, or unset "
+            "WORLD_SIZE"
+        )
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(f"MASTER_PORT={port} is no port; write a number from 1 to 65535")
+    last_s = time.monotonic() + _RESOLVED_S
+    while True:
+        try:
+            socket.getaddrinfo(host, int(port))
+            return f"{host}:{port}"
+        except OSError as error:
+            if time.monotonic() > last_s:
+                raise ConfigError(
+                    f"MASTER_ADDR={host} leads to no machine ({error.strerror}, tried for {_RESOLVED_S:g} s); write "
+                    "the name or the address of the machine where process 0 runs"
+                ) from error
+            time.sleep(min(1.0, _RESOLVED_S / 2))
+
+
+@contextmanager
+def _failed_meeting_told(place: str, size: int) -> Iterator[None]:
+    try:
+        yield
+    except dist.DistError as error:
+        text = str(error).splitlines()[0]
+        if "EADDRINUSE" in text or "address already in use" in text:
+            raise ConfigError(
+                f"{place} is where the processes of this run are to meet, but another program listens there; write "
+                "another MASTER_PORT, or --rdzv-endpoint=HOST:PORT of torchrun"
+            ) from error
+        raise TrainingError(
+            f"the {size} processes of this run did not meet at {place} ({text[:200]}). All of them must be started "
+            f"within {SETTING}, and the port must be open between their machines",
+            exit_status=1,
+        ) from error
 
 
 def _take_gpu(number: int, n_gpus: int) -> None:

@@ -1,7 +1,11 @@
 """What goes wrong in a run of several processes is told once, and ends all of them."""
 
 import math
-from collections.abc import Callable
+import os
+import re
+import signal
+import socket
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +21,8 @@ from smet_train.train import agreement, loop, processes
 from smet_train.train.lock import run_folder_lock
 from smet_train.train.processes import joined, lost_process_told
 from smet_train.train.run import Run
-from tests.distributed.ranks import end, patched, said, start, train
+from tests.distributed.ranks import become, end, free_port, patched, said, start, train
+from tests.faults import trials
 
 pytestmark = pytest.mark.slow
 
@@ -47,13 +52,10 @@ def test_another_number_than_was_started() -> None:
         pass
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_another_number_than_was_started_is_told_once(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+def test_another_number_than_was_started_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", str(rank))
-    with pytest.raises(ConfigError, match="write train.processes=1 or 2 under torchrun") as told, joined("cpu", 4, 1):
+    with pytest.raises(ConfigError, match="write train.processes=1 or 2 under torchrun"), joined("cpu", 4, 1):
         pass
-    assert told.value.told == (rank == 1)
 
 
 def bad_losses() -> None:
@@ -185,6 +187,120 @@ def test_another_start_of_a_sharded_model_ends_the_run(quick_config: QuickConfig
     config = quick_config("train.micro_batch_size=1", "train.parallel=fsdp")
     assert end(start(config, tmp_path, 2, of={1: other_weights_before_the_split})) == [1, 1]
     assert "at the start: tensor model.embed_tokens.weight of process 1 is not that of process 0" in said(tmp_path)
+
+
+def test_other_settings_in_one_process_end_the_run_and_are_named(quick_config: QuickConfig, tmp_path: Path) -> None:
+    """Though each of them would train alone; where a file lies may differ."""
+    port = free_port()
+    settings = (("data.cache_dir=/one",), ("data.cache_dir=/two", "optimizer.lr=0.1", "tracking.probe_windows=2"))
+    children = [
+        trials.start(quick_config("train.micro_batch_size=1", *own), tmp_path, partial(become, rank, 2, port))
+        for rank, own in enumerate(settings)
+    ]
+    assert end(children) == [2, 2]
+    text = said(tmp_path)
+    assert text.count("has other settings than process 0: ") == 1
+    assert "process 1, on " in text
+    assert "optimizer.lr=0.1 (not 0.0005), tracking.probe_windows=2 (not 0); start all" in text
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def another_torch() -> None:
+    """Another version in this process."""
+    patched("torch.__version__", "2.11.0")
+
+
+def test_another_version_in_one_process_ends_the_run(quick_config: QuickConfig, tmp_path: Path) -> None:
+    config = quick_config("train.micro_batch_size=1")
+    assert end(start(config, tmp_path, 2, of={1: another_torch})) == [2, 2]
+    assert "has other settings than process 0: torch=2.11.0 (not " in said(tmp_path)
+
+
+def another_shape() -> None:
+    """What a file of another machine says of the model."""
+
+    def named(group: processes.Processes, model: torch.nn.Module, before_split: dict[str, int]) -> None:
+        model.register_buffer("more", torch.zeros(1))
+        agreement.check_same_start(group, model, before_split)
+
+    patched("smet_train.job.check_same_start", named)
+
+
+def test_a_tensor_that_one_process_alone_has_ends_the_run(quick_config: QuickConfig, tmp_path: Path) -> None:
+    assert end(start(quick_config("train.micro_batch_size=1"), tmp_path, 2, of={1: another_shape})) == [1, 1]
+    assert said(tmp_path).count("at the start: process 1 alone has a tensor more") == 1
+
+
+def meet(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", **variables}.items():
+        monkeypatch.setenv(name, value)
+    with joined("cpu", 1, 1):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({}, "WORLD_SIZE=2 says that other processes take part, but MASTER_ADDR, MASTER_PORT are not set"),
+        ({"MASTER_ADDR": "localhost", "MASTER_PORT": "x"}, "MASTER_PORT=x is no port"),
+        ({"MASTER_ADDR": "localhost", "MASTER_PORT": "70000"}, "MASTER_PORT=70000 is no port"),
+        ({"MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "29500"}, "MASTER_ADDR=nowhere.invalid leads to no machine"),
+    ],
+)
+def test_processes_that_are_told_no_place_to_meet(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: str
+) -> None:
+    monkeypatch.setattr(processes, "_RESOLVED_S", 0.01)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        meet(monkeypatch, **variables)
+
+
+def test_a_port_that_another_program_has_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        with pytest.raises(ConfigError, match=r"but another program listens there; write another MASTER_PORT"):
+            meet(monkeypatch, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(other.getsockname()[1]))
+
+
+def test_processes_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> Iterator[None]:
+        raise torch.distributed.DistStoreError("Timed out after 5 seconds waiting for clients. 1/2 clients joined.")
+
+    monkeypatch.setattr(processes, "rendezvous", fail)
+    with pytest.raises(TrainingError, match=r"the 2 processes of this run did not meet at 127.0.0.1:29500 \(Timed out"):
+        meet(monkeypatch, MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+
+
+def freeze(step: int) -> None:
+    """This process is stopped at ``step``, as one whose machine hangs."""
+    read_ahead = loop.read_ahead
+
+    def frozen(run: Run) -> bool:
+        if run.state.step == step:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return read_ahead(run)
+
+    patched("smet_train.train.loop.read_ahead", frozen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_frozen_process_ends_the_run_after_the_time_that_a_setting_gives(
+    quick_config: QuickConfig, tmp_path: Path, frozen: int
+) -> None:
+    config = quick_config("train.micro_batch_size=1", "train.max_silence_minutes=0.1")
+    children = start(config, tmp_path, 2, of={frozen: partial(freeze, 3)})
+    try:
+        assert end([children[1 - frozen]]) == [1]
+        text = said(tmp_path)
+        assert text.count(f"nothing was heard of process {frozen} (") == 2
+        assert "for 0.1 minutes (train.max_silence_minutes); the same command goes on" in text
+    finally:
+        children[frozen].kill()
+        children[frozen].join()
 
 
 def test_a_second_run_in_the_folder_is_refused_once(quick_config: QuickConfig, tmp_path: Path) -> None:
