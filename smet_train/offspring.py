@@ -8,6 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from subprocess import Popen
 from typing import Any
 
+# Ctrl-C, kill, a lost terminal, what SLURM (--signal=USR1@60) and Grid Engine (-notify: USR2) send before they kill, and
+# the system when the CPU time of a process (ulimit -t, h_cpu) is used up but for the rest until its hard limit.
+STOP_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
+
 _MARK = "SMET_TRAIN_PASSES_SIGNALS_ON"
 _PR_SET_PDEATHSIG = 1
 # Opened here, because in a forked process another thread's lock may be held for ever.

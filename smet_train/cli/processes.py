@@ -14,9 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 from smet_train.config.paths import folder_override
-from smet_train.offspring import python_of_children, start_child
+from smet_train.offspring import STOP_SIGNALS, python_of_children, start_child
 
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _POLL_S = 0.05
 _LAST_WORDS_S = 10.0  # for the others to notice that one has gone, before they are ended
 
@@ -29,7 +28,7 @@ def run_processes(n_processes: int, run_folder: Path, words: list[str]) -> int:
     group = _Group()
     previous = {
         number: signal.signal(number, group.forward)
-        for number in _FORWARDED
+        for number in STOP_SIGNALS
         if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:

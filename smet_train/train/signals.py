@@ -7,8 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
 
-# Ctrl-C, kill, a lost terminal, and what SLURM sends before pre-emption (--signal=USR1@60).
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+from smet_train.offspring import STOP_SIGNALS
 
 _BUDGET = "train.max_hours"
 _REASONS = (None, _BUDGET, *(number.name for number in STOP_SIGNALS))
@@ -82,10 +81,13 @@ class StopRequest:
         if self._signal is not None:
             if name == self._signal and self._clock() < self._sent_s + self._echo_s:
                 return
+            if number == signal.SIGXCPU:  # which the system sends each second from then on
+                return
             os._exit(128 + number)
         self._signal, self._sent_s = name, self._clock()
         after = f" after {self._echo_s:g} s" if self._echo_s else ""
-        text = f"\n{name}: finishing this step, then saving. Send it again{after} to stop at once.\n"
+        again = "SIGTERM" if number == signal.SIGXCPU else "it again"
+        text = f"\n{name}: finishing this step, then saving. Send {again}{after} to stop at once.\n"
         with suppress(OSError):  # the terminal, or who read the output, may have gone: often that is the signal's cause
             # Not print: the signal may have come in the middle of another print.
             os.write(2, text.encode())

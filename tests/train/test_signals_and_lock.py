@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from smet_train.errors import CheckpointError
+from smet_train.offspring import STOP_SIGNALS
 from smet_train.train.lock import run_folder_lock
-from smet_train.train.signals import STOP_SIGNALS, StopRequest
+from smet_train.train.signals import StopRequest
 from tests import forked
 
 
@@ -63,6 +64,24 @@ with StopRequest(budget_s=0) as stop:
     assert (stop.reason, stop.code) == (told, {code})
 """
     assert killed(ends) == 0
+
+
+def test_the_end_of_the_cpu_time_that_is_sent_each_second_is_one_signal() -> None:
+    """A soft limit of one second, as of ``ulimit -St 1``; after it the process must be able to save."""
+    code = """
+import resource, signal, time
+from smet_train.train.signals import StopRequest
+with StopRequest() as stop:
+    stop.arm()
+    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1, resource.RLIM_INFINITY))
+    while stop.reason is None:
+        pass
+    assert stop.reason == "SIGXCPU"
+    signal.raise_signal(signal.SIGXCPU)
+    signal.raise_signal(signal.SIGTERM)
+    print("still here")
+"""
+    assert killed(code) == 128 + signal.SIGTERM
 
 
 def test_a_second_signal_ends_at_once() -> None:
