@@ -22,7 +22,7 @@ from smet_train.sparse.index import packed_like, unpack
 from smet_train.sparse.index_coding import decode_sites
 from smet_train.sparse_model import model_spec
 from smet_train.train.checkpoint import load_plain
-from smet_train.train.resume import find_checkpoint
+from smet_train.train.resume import read_found
 from smet_train.train.stored_model import stored_model
 
 _SHAPES = (
@@ -89,14 +89,15 @@ def _from_json(path: Path) -> Any:
 
 
 def _from_run(folder: Path, config: Config) -> Pretrained:
+    def read(found: Path) -> tuple[Path, Config, StoredTensors]:
+        plain_values = load_plain(found)
+        with opening.malformed(str(found), CheckpointError, "give another one"):
+            return found, from_dict(plain_values["config"]), stored_model(found)
+
     try:
-        checkpoint = find_checkpoint(folder)
-        plain_values = load_plain(checkpoint)
-        with opening.malformed(str(checkpoint), CheckpointError, "give another one"):
-            saved = from_dict(plain_values["config"])
+        checkpoint, saved, tensors = read_found(folder, read)
     except CheckpointError as error:
         raise ConfigError(f"model.init_from: {error}", exit_status=error.exit_status) from error
-    tensors = stored_model(checkpoint)
     return Pretrained(
         name=str(checkpoint),
         tensors=tensors,

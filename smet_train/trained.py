@@ -21,7 +21,7 @@ from smet_train.sparse.backends import BACKENDS, get_backend
 from smet_train.sparse.ledger import sparse_layers
 from smet_train.sparse_model import build_sparse_model
 from smet_train.train.checkpoint import load_checkpoint
-from smet_train.train.resume import find_checkpoint
+from smet_train.train.resume import read_found
 from smet_train.train.state import restore_model
 
 log = logging.getLogger(__name__)
@@ -62,13 +62,13 @@ def open_trained(path: Path, device: torch.device | str = "cpu", *, backend: str
             ``densify`` does, with a warning.
 
     Raises:
-        CheckpointError: as :func:`find_checkpoint`; also if the run's tokenizer is gone or is another one.
+        CheckpointError: as :func:`read_found`; also if the run's tokenizer is gone or is another one.
         ConfigError, BackendError: if its settings can't be built here.
     """
-    checkpoint = find_checkpoint(_from_root(path) if path.name in _NO_NAMES else path)
+    given = _from_root(path) if path.name in _NO_NAMES else path
+    checkpoint, snapshot = read_found(given, lambda found: (found, load_checkpoint(found, only="model")))
     if checkpoint.parent.name in _NO_NAMES:
         checkpoint = _from_root(checkpoint)
-    snapshot = load_checkpoint(checkpoint, only="model")
     with opening.malformed(str(checkpoint), CheckpointError, "give another one"):
         config = from_dict(snapshot.plain["config"])
         config = replace(config, data=replace(config.data, cache_dir=own_cache(config.data.cache_dir)))

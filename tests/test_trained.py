@@ -1,10 +1,12 @@
 """A model opened from its checkpoint is the one that was trained."""
 
+import importlib
 import json
 import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +14,11 @@ import torch
 from smet_train.config.plain import from_dict, to_dict
 from smet_train.config.schema import Config
 from smet_train.errors import BackendError, CheckpointError, ConfigError
+from smet_train.initial import open_pretrained
 from smet_train.job import run_training
 from smet_train.sparse.ledger import sparse_layers
-from smet_train.train.checkpoint import load_checkpoint
+from smet_train.train import checkpoint
+from smet_train.train.checkpoint import checkpoint_path, load_checkpoint
 from smet_train.train.resume import find_checkpoint
 from smet_train.train.state import model_tensors
 from smet_train.trained import open_trained
@@ -50,6 +54,62 @@ def test_a_run_folder_gives_its_newest_checkpoint(run_folder: Path, where: str) 
     given = {"run": run_folder, "checkpoints": run_folder / "checkpoints", "checkpoint": newest}[where]
     assert find_checkpoint(given) == newest
     assert find_checkpoint(newest.parent / "step_00000003") == newest.parent / "step_00000003"
+
+
+def rotated(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, times: int) -> None:
+    """The run saves, and deletes what it had, before ``name`` reads each of the first ``times`` checkpoints."""
+    place, _, function = name.rpartition(".")
+    real, left = getattr(importlib.import_module(place), function), [times]
+
+    def deleted(path: Path, *arguments: Any, **named: Any) -> Any:
+        if left[0] and path.parent == folder / "checkpoints":
+            left[0] -= 1
+            step = int(path.name.removeprefix("step_"))
+            newer = checkpoint_path(path.parent, step + 1)
+            path.rename(newer)
+            manifest = json.loads((newer / "manifest.json").read_text())
+            del manifest["checksum"]
+            manifest["step"] = step + 1
+            manifest["checksum"] = checkpoint._own_checksum(manifest)
+            (newer / "manifest.json").write_text(json.dumps(manifest))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(name, deleted)
+
+
+@pytest.mark.parametrize("name", ["smet_train.train.resume.what_is_wrong", "smet_train.trained.load_checkpoint"])
+def test_where_a_run_rotates_the_next_checkpoint_is_taken(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    shutil.rmtree(folder / "checkpoints" / "step_00000003")
+    rotated(monkeypatch, folder, name, 3)
+    assert open_trained(folder).checkpoint == folder / "checkpoints" / "step_00000009"
+    assert not caplog.records
+
+
+def test_a_named_checkpoint_that_is_rotated_away_is_told_so(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    rotated(monkeypatch, folder, "smet_train.trained.load_checkpoint", 1)
+    with pytest.raises(CheckpointError, match=r"step_00000006 was deleted while it was read, .* give its run folder"):
+        open_trained(folder / "checkpoints" / "step_00000006")
+
+
+def test_weights_to_begin_from_that_are_rotated_away_are_those_of_the_next(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_config: Configure
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    rotated(monkeypatch, folder, "smet_train.initial.load_plain", 2)
+    opened = open_pretrained(quick_config("sparsity.density=0.25", f"model.init_from={folder}"))
+    assert opened.name == str(folder / "checkpoints" / "step_00000008")
+    shutil.rmtree(folder / "checkpoints" / "step_00000008")
+    with pytest.raises(ConfigError, match="step_00000008 was deleted while it was read; type the command again"):
+        opened.tensors.read(opened.tensors.names[0])
 
 
 @pytest.mark.parametrize("typed", [".", "../step_00000003", ".."])

@@ -63,6 +63,8 @@ class StoredTensors:
 
 def damaged(path: Path, error: Exception) -> ConfigError:
     """That a file of the source can't be used."""
+    if not path.parent.is_dir():
+        return ConfigError(f"model.init_from: {path.parent} was deleted while it was read; type the command again")
     return ConfigError(
         f"model.init_from: {path} can't be read ({opening.what(error)}); fetch or write it again, or give another one"
     )

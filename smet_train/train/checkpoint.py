@@ -262,6 +262,20 @@ def require_checkpoint(path: Path) -> None:
         )
 
 
+def gone(path: Path) -> str:
+    """What to say of a checkpoint that was there a moment ago."""
+    return (
+        f"{path} was deleted while it was read, as a run that trains does with all but its newest checkpoints "
+        "(checkpoint.keep); give its run folder, or a checkpoint that checkpoint.keep_every keeps"
+    )
+
+
+def _unusable(path: Path, error: Exception) -> CheckpointError:
+    if not path.is_dir():
+        return CheckpointError(gone(path), exit_status=1)
+    return CheckpointError(f"{path} can't be used: {error}; resume from another checkpoint")
+
+
 def load_plain(path: Path) -> dict[str, Any]:
     """The plain values of a checkpoint.
 
@@ -273,7 +287,7 @@ def load_plain(path: Path) -> dict[str, Any]:
         _read_manifest(path)
         return opening.read_object(path / _STATE)
     except (CheckpointError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be used: {error}; resume from another checkpoint") from error
+        raise _unusable(path, error) from error
 
 
 def load_checkpoint(
@@ -300,7 +314,7 @@ def load_checkpoint(
                 part, _, key = name.partition(".")
                 tensors.setdefault(part, {})[key] = tensor
     except (CheckpointError, OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} can't be used: {error}; resume from another checkpoint") from error
+        raise _unusable(path, error) from error
     return Snapshot(tensors, plain)
 
 

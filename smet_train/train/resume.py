@@ -2,15 +2,27 @@
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from smet_train import opening
-from smet_train.errors import CheckpointError
+from smet_train.errors import CheckpointError, SmetError
 from smet_train.train import files
-from smet_train.train.checkpoint import checkpoint_path, checkpoint_steps, load_plain, require_checkpoint, what_is_wrong
+from smet_train.train.checkpoint import (
+    checkpoint_path,
+    checkpoint_steps,
+    gone,
+    load_plain,
+    require_checkpoint,
+    what_is_wrong,
+)
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+_MOST_ROTATIONS = 100  # while one checkpoint is read
 _LONGEST_END_BYTES = 1 << 16  # of a file of metrics, with its last line in it
 
 
@@ -86,14 +98,20 @@ def newest_good(folder: Path, *, check_all: bool, own: bool) -> Path | None:
     return good
 
 
-def _checked(folder: Path, *, check_all: bool) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest good checkpoint, and the ones that are not with the reason, newest first; down to it, or all."""
+def _checked(
+    folder: Path, *, check_all: bool, rotations: int = _MOST_ROTATIONS
+) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest good checkpoint, and the ones that are not with the reason, newest first; down to it, or all. One that
+    its run deletes meanwhile is neither."""
     good: Path | None = None
     broken: list[tuple[Path, str]] = []
     for step in reversed(checkpoint_steps(folder)):
         path = checkpoint_path(folder, step)
         reason = what_is_wrong(path)
-        if reason is not None:
+        if reason is not None and not path.is_dir():
+            if good is None and rotations > 0:  # its run has newer ones by now
+                return _checked(folder, check_all=check_all, rotations=rotations - 1)
+        elif reason is not None:
             broken.append((path, reason))
         elif good is None:
             good = path
@@ -133,6 +151,25 @@ def find_checkpoint(path: Path, *, check_all: bool = False) -> Path:
         for other, reason in _checked(path.parent, check_all=True)[1]:
             _tell(other, reason, path)
     return path
+
+
+def read_found(path: Path, read: Callable[[Path], T]) -> T:
+    """What ``read`` makes of :func:`find_checkpoint`'s; of the next one if its run deletes it meanwhile.
+
+    Raises:
+        CheckpointError: as :func:`find_checkpoint`; also if the checkpoint that ``path`` names itself is deleted.
+        SmetError: of ``read``.
+    """
+    for _ in range(_MOST_ROTATIONS):
+        checkpoint = find_checkpoint(path)
+        try:
+            return read(checkpoint)
+        except SmetError:
+            if checkpoint.is_dir():
+                raise
+            if checkpoint == path:
+                break
+    raise CheckpointError(gone(path), exit_status=1)
 
 
 def _set_aside(path: Path, instead_of_step: str) -> Path:
