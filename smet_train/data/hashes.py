@@ -80,9 +80,11 @@ def _stamp(path: str) -> list[int]:
 
 
 def _settled(path: str, before: list[Any]) -> bool:
-    """Whether the file stayed as it was while it was hashed, and is old enough to be known by its times."""
+    """Whether the file stayed as it was while it was hashed, and is old enough to be known by its times: they are not
+    of this moment. Times to come are of another clock, a file server's for instance, and as good as past ones."""
     now = _stamp(path)
-    return now == before[: len(now)] and time.time_ns() - max(now[1], now[2]) > _SETTLED_NS
+    clock = time.time_ns()
+    return now == before[: len(now)] and all(abs(clock - changed) > _SETTLED_NS for changed in now[1:3])
 
 
 def _whole(path: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,41 @@ def test_hashes_are_remembered_until_a_file_changes(tmp_path: Path, monkeypatch:
     for damaged in ("{", "[]"):
         store.write_text(damaged)
         assert take() == (second, 2)
+
+
+@pytest.mark.parametrize("ahead_s", [-3600, 3600, 10**9])
+def test_a_file_of_another_clock_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead_s: int) -> None:
+    """Of a server's whose clock is ahead, or of a machine that had the wrong date."""
+    path, read = tmp_path / "a", []
+    path.write_text("content")
+
+    def counting(name: str, real: Callable[[str], str] = hashes._whole) -> str:
+        read.append(name)
+        return real(name)
+
+    now = time.time_ns()
+    monkeypatch.setattr(hashes, "_whole", counting)
+    monkeypatch.setattr("time.time_ns", lambda: now - ahead_s * 10**9)
+    for _ in range(3):
+        content_hashes([str(path)], sampled=False, cache_dir=tmp_path / "cache")
+    assert len(read) == 1
+
+
+def test_a_file_of_this_moment_is_hashed_again_whatever_date_its_content_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = tmp_path / "a", []
+    path.write_text("content")
+    os.utime(path, (2 * 10**9, 2 * 10**9))
+
+    def counting(name: str) -> str:
+        read.append(name)
+        return "0"
+
+    monkeypatch.setattr(hashes, "_whole", counting)
+    for _ in range(2):
+        content_hashes([str(path)], sampled=False, cache_dir=tmp_path / "cache")
+    assert len(read) == 2
 
 
 def test_large_files_are_known_by_blocks(tmp_path: Path) -> None:
