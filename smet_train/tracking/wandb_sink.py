@@ -1,5 +1,6 @@
 """Events to Weights & Biases, under the same names as in metrics.jsonl: ``train/loss``, ``spike/train_spike``, ..."""
 
+import hashlib
 import importlib
 import logging
 import os
@@ -25,6 +26,7 @@ from smet_train.tracking.shelter import CLOSE_S
 
 log = logging.getLogger(__name__)
 
+_LONGEST_NAME = 128  # that wandb's server takes, of a run and of a group
 _INIT_S = 20.0
 _ABANDON_S = 5.0
 _ID_NAME = "run_id.txt"
@@ -150,9 +152,9 @@ def _init(wandb: Any, settings: WandbSettings, run_folder: Path, config: dict[st
     return wandb.init(
         project=settings.project,
         entity=settings.entity,
-        group=settings.group,
+        group=settings.group and shortened(settings.group),
         tags=list(settings.tags),
-        name=run_folder.name,
+        name=shortened(run_folder.name),
         dir=str(run_folder),
         config=all_shown(config),
         allow_val_change=True,
@@ -161,6 +163,15 @@ def _init(wandb: Any, settings: WandbSettings, run_folder: Path, config: dict[st
         settings=wandb.Settings(silent=True, console="off", init_timeout=_INIT_S, finish_timeout=CLOSE_S - 10),
         **how,
     )
+
+
+def shortened(name: str) -> str:
+    """``name``, or its beginning and a hash of all of it if it is longer than wandb takes; what is cut off is logged."""
+    if len(name) <= _LONGEST_NAME:
+        return name
+    short = f"{name[: _LONGEST_NAME - 9]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+    log.warning("wandb takes names of %d characters at most; %s is called %s there", _LONGEST_NAME, name, short)
+    return short
 
 
 def stored_id(folder: Path, identity: str, fresh: bool) -> str:

@@ -86,6 +86,23 @@ def test_the_id_is_that_of_the_folder_until_another_run_starts_in_it(tmp_path: P
     assert stored_id(tmp_path / "other", "0f0f0f0f", fresh=True) != second
 
 
+def test_names_are_as_long_as_wandb_takes(
+    use: Callable[[FakeWandb], FakeWandb], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sweep's folders have the names of what is swept."""
+    fake = use(FakeWandb(server={}))
+    names = ["x" * 128, "x" * 129, "x" * 130]
+    for name in names:
+        (tmp_path / name).mkdir()
+        settings = WandbSettings("online", "project", "1a2b3c4d", group=f"sweep-{name}")
+        open_wandb(settings, tmp_path / name, {})
+    begun = [how["name"] for how in fake.begun]
+    assert begun[0] == names[0]
+    assert len({*begun}) == 3
+    assert all(len(how[key]) == 128 for how in fake.begun for key in ("name", "group"))
+    assert f"{names[1]} is called {begun[1]} there" in caplog.text
+
+
 def test_what_the_server_has_is_not_sent_again(use: Callable[[FakeWandb], FakeWandb], tmp_path: Path) -> None:
     """Killed at step 12, resumed at 10: the repeated steps are left out, what did not arrive is sent."""
     fake = use(FakeWandb(server={"train/step": 12, "spike/probe_step": 3}))
