@@ -19,34 +19,40 @@ class Call:
 
 
 class RecordingDisk(Disk):
-    """Does every call, and notes it; flushes are noted alone, because the machine that loses power is made up."""
+    """Does every call, and notes those below ``root``: how deep the tests' own folder lies adds no trial. Flushes are
+    noted alone, because the machine that loses power is made up."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path) -> None:
+        self.root = root
         self.calls: list[Call] = []
+
+    def _note(self, call: Call) -> None:
+        if call.path.is_relative_to(self.root):
+            self.calls.append(call)
 
     def write(self, path: Path, parts: Iterator[memoryview | bytes]) -> None:
         content = b"".join(bytes(part) for part in parts)
-        self.calls.append(Call("write", path, content=content))
+        self._note(Call("write", path, content=content))
         super().write(path, iter([content]))
 
     def sync(self, path: Path) -> None:
-        self.calls.append(Call("sync", path))
+        self._note(Call("sync", path))
         path.stat()
 
     def rename(self, path: Path, target: Path) -> None:
-        self.calls.append(Call("rename", path, target))
+        self._note(Call("rename", path, target))
         super().rename(path, target)
 
     def make_folder(self, path: Path) -> None:
-        self.calls.append(Call("make", path))
+        self._note(Call("make", path))
         super().make_folder(path)
 
     def remove_file(self, path: Path) -> None:
-        self.calls.append(Call("unlink", path))
+        self._note(Call("unlink", path))
         super().remove_file(path)
 
     def remove_empty_folder(self, path: Path) -> None:
-        self.calls.append(Call("rmdir", path))
+        self._note(Call("rmdir", path))
         super().remove_empty_folder(path)
 
 
@@ -106,8 +112,6 @@ class Machine:
             _rename(parent.entries, name, call.target.name, node)
 
     def _sync(self, path: Path) -> None:
-        if not path.is_relative_to(self.root):
-            return  # there before, and on disk
         node = self.top if path == self.root else self._folder(path.parent).entries[path.name]
         if isinstance(node, _File):
             node.flushed = True
