@@ -13,8 +13,9 @@ from smet_train import opening
 from smet_train.config.identity import lasting_settings
 from smet_train.config.messages import nearest
 from smet_train.errors import SmetError
+from smet_train.report.events import Events
 from smet_train.showing import all_shown, shown
-from smet_train.tracking.jsonl import read_events
+from smet_train.tracking.jsonl import each_event
 
 Numbers = NDArray[np.float64]
 METRICS_NAME = "metrics.jsonl"
@@ -30,23 +31,24 @@ class RunRecord:
     """What a run folder says: its events by kind, and the settings that make the run what it is (dotted keys)."""
 
     folder: Path
-    events: dict[str, list[dict[str, Any]]]
+    events: dict[str, Events]
     settings: dict[str, Any] = field(default_factory=dict)
 
     def column(self, kind: str, key: str, source: str | None = None) -> Numbers:
         """One number an event of ``kind``, and of ``source`` if it is given; NaN where there is none."""
-        events = [event for event in self.events.get(kind, []) if source is None or event.get("source") == source]
-        values = [event.get(key) for event in events]
-        return np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
+        events = self.events.get(kind, Events())
+        numbers = events.numbers(key)
+        return numbers if source is None else numbers[[event.get("source") == source for event in events]]
 
     def fact(self, key: str) -> Any:
         """Of the first event, which says what was trained; None if an older version did not write it."""
-        header = self.events.get("run") or [{}]
-        return header[0].get(key)
+        header = self.events.get("run")
+        return header[0].get(key) if header else None
 
     def last(self, kind: str) -> dict[str, Any]:
         """The latest event of ``kind``; empty if there is none."""
-        return (self.events.get(kind) or [{}])[-1]
+        events = self.events.get(kind)
+        return events[-1] if events else {}
 
     @property
     def step_flops(self) -> int | None:
@@ -107,17 +109,16 @@ def read_run(folder: Path) -> RunRecord:
         ReportError: if a file can't be read or is damaged.
     """
     path = folder / METRICS_NAME
+    events: dict[str, Events] = {}
     try:
-        listed = read_events(path)
+        for event in each_event(path):
+            events.setdefault(shown(str(event.get("event"))), Events()).append(all_shown(event))
     except ValueError as error:
         raise ReportError(
             f"{error}: the line is damaged; take it out of a copy and report that", exit_status=1
         ) from error
     except OSError as error:
         raise ReportError(f"{path} can't be read ({error.strerror})", exit_status=1) from error
-    events: dict[str, list[dict[str, Any]]] = {}
-    for event in listed:
-        events.setdefault(shown(str(event.get("event"))), []).append(all_shown(event))
     return RunRecord(folder, events, all_shown(_settings(folder / "config.yaml")))
 
 

@@ -23,7 +23,7 @@ def windows(run: RunRecord) -> Numbers:
     the next update's effect begins.
     """
     losses = dict(zip(run.column("train", "step").tolist(), run.column("train", "loss").tolist(), strict=True))
-    measured = [event for event in run.events.get("spike", []) if event.get("source") == "train"]
+    measured = [event for event in run.events.get("spike", ()) if event.get("source") == "train"]
     baselines = {float(event["step"]): float(event["baseline"]) for event in measured}
     updates = run.updates.tolist()
     rows = []

@@ -79,7 +79,7 @@ def spike_table(runs: Runs) -> Table | None:
             *(_number(event.get(key), ".0f") for key in ("recovery_steps", "horizon_steps")),
         )
         for label, run in runs.items()
-        for event in run.events.get("spike", [])
+        for event in run.events.get("spike", ())
     ]
     return Table("Spikes", columns, tuple(rows), folded=True) if rows else None
 
