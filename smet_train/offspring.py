@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from subprocess import Popen
 from typing import Any
 
-# Ctrl-C, kill, a lost terminal, what SLURM (--signal=USR1@60) and Grid Engine (-notify: USR2) send before they kill, and
-# the system when the CPU time of a process (ulimit -t, h_cpu) is used up but for the rest until its hard limit.
+# Ctrl-C, kill, a lost terminal, what SLURM (--signal=USR1@60) and Grid Engine (-notify: USR2) send before they kill,
+# and the system when a process has used its CPU time (ulimit -t, h_cpu) but for the rest until its hard limit.
 STOP_SIGNALS = (
     signal.SIGINT,
     signal.SIGTERM,

@@ -166,7 +166,7 @@ def _init(wandb: Any, settings: WandbSettings, run_folder: Path, config: dict[st
 
 
 def shortened(name: str) -> str:
-    """``name``, or its beginning and a hash of all of it if it is longer than wandb takes; what is cut off is logged."""
+    """``name``, or its beginning and a hash of all of it if it is longer than wandb takes, which is told."""
     if len(name) <= _LONGEST_NAME:
         return name
     short = f"{name[: _LONGEST_NAME - 9]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
