@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from smet_train.errors import CheckpointError, DataError, SmetError
+from smet_train.errors import CheckpointError, DataError, SmetError, memory_shortage
 from smet_train.sparse.ledger import count_parameters, measure
 from smet_train.sparse.shards import is_sharded
 from smet_train.tracking.resources import memory_use
@@ -85,14 +85,28 @@ def end_told(run: Run) -> Iterator[None]:
 
 
 def catch_up(run: Run) -> None:
-    """Evaluate and save if that is due after the latest step; what a stop cuts short is done when the run goes on."""
+    """Save and evaluate if that is due after the latest step; what a stop cuts short is done when the run goes on.
+
+    The save comes first, because an evaluation may run out of memory, and on a CPU the system then kills the process.
+    """
     step, state = run.state.step, run.state
-    if (step == 0 or due(run.settings.eval_interval, step)) and state.evaluated_step < step and not evaluate(run):
-        return
     if step > 0 and due(run.settings.checkpoint_interval, step) and state.reported_step < step:
         state.reported_step = step
         report_checkpoint(run)
         save(run)
+    if (step == 0 or due(run.settings.eval_interval, step)) and state.evaluated_step < step:
+        save_before_evaluation(run)
+        if evaluate(run) and step > 0:
+            run.has_evaluated = True
+
+
+def save_before_evaluation(run: Run) -> None:
+    """Save once a start, without an event, before the first evaluation that comes after a step: it alone needs more
+    memory than all that came before. Not in a run that is to save at its end alone."""
+    if run.state.step > 0 and run.settings.checkpoint_interval > 0 and not run.has_evaluated:
+        if save(run):
+            run.untold_step = run.state.step
+        run.saver.newest()  # waits until it is written
 
 
 def read_ahead(run: Run) -> bool:
@@ -107,12 +121,17 @@ def read_ahead(run: Run) -> bool:
                 return False
         return True
     except DataError:
-        if run.state.step > 0:
-            try:
-                save(run, last=True)
-            except CheckpointError as error:  # the bad file is what the run ends by
-                log.warning("%s", error)
+        save_what_is_there(run)
         raise
+
+
+def save_what_is_there(run: Run) -> None:
+    """Save the steps until now in a run that ends by an error; that of the save is a warning."""
+    if run.state.step > 0:
+        try:
+            save(run, last=True)
+        except CheckpointError as error:
+            log.warning("%s", error)
 
 
 def batches_needed(run: Run) -> int:
@@ -212,6 +231,10 @@ def evaluate(run: Run) -> bool:
             )
     except Interrupted:
         return False
+    except Exception as error:
+        if memory_shortage(error) is not None and run.processes.size == 1:  # others would wait in the evaluation
+            save_what_is_there(run)
+        raise
     run.state.evaluated_step = run.state.step
     tokens = run.validation.shape[0] * (run.validation.shape[1] - 1)
     run.tracker.emit(
@@ -300,7 +323,7 @@ def finish(run: Run) -> str:
     What is written after the save is not part of the saved position: a run that goes on, after a stop or with more
     steps, writes the same file as one that never stopped. A run killed in here comes back here.
     """
-    saved_now = save(run, last=True)
+    saved_now = save(run, last=True) or run.untold_step == run.state.step
     reported = 0 < run.state.step == run.state.reported_step  # when it was due; it may have failed then
     if (saved_now or run.finished) and not reported:
         report_checkpoint(run)

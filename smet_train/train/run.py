@@ -71,6 +71,8 @@ class Run:
     backward pass, if asked for. ``fresh`` is true until a checkpoint is restored into it. ``planned`` has the predicted
     bytes by kind, and of the ``peak``, from the first step of a start on; ``start_rss_bytes`` what the process held
     before the model was made.
+    ``has_evaluated`` is true once an evaluation has found room beside the optimizer's state. ``untold_step`` is that of
+    the last save that no event tells of.
     """
 
     settings: LoopSettings
@@ -98,6 +100,8 @@ class Run:
     fresh: bool = True
     planned: dict[str, int] = field(default_factory=dict)
     start_rss_bytes: int = 0
+    has_evaluated: bool = False
+    untold_step: int = -1
 
     @property
     def sharded(self) -> ShardedGradients | None:

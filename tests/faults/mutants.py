@@ -249,8 +249,8 @@ MUTANTS = [
     Mutant(
         "the newest is used, good or not",
         RESUME,
-        "        reason = what_is_wrong(path)\n        if reason is not None:\n            broken",
-        "        reason = None\n        if reason is not None:\n            broken",
+        "        reason = what_is_wrong(path)\n        if reason is not None and",
+        "        reason = None\n        if reason is not None and",
         "tests/train/test_resume.py",
     ),
     Mutant(
@@ -402,8 +402,8 @@ MUTANTS = [
     Mutant(
         "a stop does not save",
         LOOP,
-        "    saved_now = save(run, last=True)\n",
-        "    saved_now = False\n",
+        "    saved_now = save(run, last=True) or",
+        "    saved_now = False or",
         "tests/faults/test_signals.py -k once",
     ),
     Mutant(
@@ -416,8 +416,8 @@ MUTANTS = [
     Mutant(
         "a failing source loses the steps since the last save",
         LOOP,
-        "                save(run, last=True)\n            except CheckpointError",
-        "                pass\n            except CheckpointError",
+        "            save(run, last=True)\n        except CheckpointError",
+        "            pass\n        except CheckpointError",
         "tests/train/test_ends.py",
     ),
     Mutant(

@@ -122,7 +122,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
     with campaign("SIGKILL inside a save or a rotation, resumed: exact", part=str(number)) as tally:
         for draw in tally.draws(few=1, every=13):
             folder = tmp_path / f"killed in a save {tally.tried}"
-            died = run(config, folder, KillInSave(draw.randint(1, 5), draw.random()))
+            died = run(config, folder, KillInSave(draw.randint(1, 6), draw.random()))
             tally.note(resumed(config, folder, whole) if died in (0, -signal.SIGKILL) else output(folder))
 
 
@@ -132,7 +132,7 @@ def test_a_run_may_end_before_the_kill_that_its_last_save_sets_off(
 ) -> None:
     """Where saves are fast; the trials above then have a finished run to go on with."""
     config, folder = configure("text", f"checkpoint.asynchronous={asynchronous}"), tmp_path / "run"
-    assert run(config, folder, KillInSave(5, 1e4)) == 0, output(folder)
+    assert run(config, folder, KillInSave(6, 1e4)) == 0, output(folder)
     assert trace(folder)[-1]["reason"] == "finished"
 
 

@@ -32,7 +32,7 @@ PHASES = {
     "topology update": ("smet_train.topology.updater:make_move", 9),
     "save": ("os:fsync", 8),
     "rotation": ("smet_train.train.files:remove_folder", 4),
-    "last save": ("smet_train.train.loop:capture", 5),
+    "last save": ("smet_train.train.loop:capture", 6),
     "last evaluation": ("smet_train.train.loop:mean_loss", 4),
     "end": ("smet_train.train.loop:report_memory", 1),
 }

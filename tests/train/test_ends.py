@@ -5,6 +5,7 @@ import io
 import math
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from smet_train.data.stream import TokenWindows
 from smet_train.errors import CheckpointError, DataError, SmetError, TrainingError
 from smet_train.job import run_training
 from smet_train.tracking.jsonl import JsonlSink, read_events
-from smet_train.train import files, loop, step
+from smet_train.train import evaluate, files, loop, step
 from smet_train.train.checkpoint import checkpoint_steps
 from smet_train.train.run import Run
+from tests.faults import trials
 from tests.faults.trials import trace
 from tests.tracking.full_file import FullFile
 
@@ -119,7 +121,7 @@ def test_a_metrics_file_that_can_not_be_flushed_ends_the_run_in_one_message(
 def test_with_warn_a_disk_that_is_full_for_a_while_costs_its_checkpoints_alone(
     quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = quick_config("checkpoint.interval=2", "checkpoint.on_error=warn")
+    config = quick_config("checkpoint.interval=2", "checkpoint.on_error=warn", "train.eval_interval=0")
     train(config, tmp_path / "whole")
     real = JsonlSink.emit
     disks: list[FullFile] = []
@@ -234,3 +236,86 @@ def test_deterministic_lets_torch_refuse_what_differs(quick_config: QuickConfig,
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+EVALUATED = ("train.steps=6", "train.eval_interval=2", "train.micro_batch_size=4")
+
+
+def run_out(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """The evaluation number ``at`` of a start finds no memory."""
+    real, calls = evaluate.mean_loss, 0
+
+    def mean_loss(*arguments: Any, **named: Any) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise MemoryError
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(loop, "mean_loss", mean_loss)
+
+
+@pytest.mark.parametrize("interval", [0, 4, 100])
+def test_an_evaluation_that_runs_out_of_memory_costs_no_step(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval: int
+) -> None:
+    config = quick_config(*EVALUATED, f"checkpoint.interval={interval}")
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        run_out(patch, 3)
+        with pytest.raises(MemoryError):
+            run_training(config, tmp_path / "run", Console(file=io.StringIO()))
+    assert checkpoint_steps(tmp_path / "run" / "checkpoints")[-1] == 4
+    train(config, tmp_path / "run")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert trace(tmp_path / "run") == trace(tmp_path / "whole")
+
+
+def test_at_step_0_there_is_nothing_to_save(
+    quick_config: QuickConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_out(monkeypatch, 1)
+    with pytest.raises(MemoryError):
+        run_training(quick_config(*EVALUATED), tmp_path, Console(file=io.StringIO()))
+    assert not checkpoint_steps(tmp_path / "checkpoints")
+
+
+def killed_in_the_second_evaluation() -> None:
+    """As the system does with the process that needs most memory."""
+    real, calls = evaluate.mean_loss, 0
+
+    def mean_loss(*arguments: Any, **named: Any) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **named)
+
+    vars(loop)["mean_loss"] = mean_loss
+
+
+@pytest.mark.parametrize("asynchronous", ["false", "true"])
+def test_the_first_evaluation_after_a_step_finds_the_step_saved(
+    quick_config: QuickConfig, tmp_path: Path, asynchronous: str
+) -> None:
+    """Those after it need no more memory, and are not saved before."""
+    config = quick_config(*EVALUATED, "checkpoint.interval=5", f"checkpoint.asynchronous={asynchronous}")
+    train(config, tmp_path / "whole")
+    assert checkpoint_steps(tmp_path / "whole" / "checkpoints") == [2, 5, 6]
+    told = [
+        event["step"] for event in read_events(tmp_path / "whole" / "metrics.jsonl") if event["event"] == "checkpoint"
+    ]
+    assert told == [5, 6]
+    assert trials.run(config, tmp_path / "run", killed_in_the_second_evaluation) == -signal.SIGKILL
+    assert checkpoint_steps(tmp_path / "run" / "checkpoints") == [2]
+    train(config, tmp_path / "run")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert trace(tmp_path / "run") == trace(tmp_path / "whole")
+
+
+def test_what_is_due_after_one_step_is_saved_before_it_is_evaluated(quick_config: QuickConfig, tmp_path: Path) -> None:
+    train(quick_config(*EVALUATED, "checkpoint.interval=2"), tmp_path)
+    events = [event for event in read_events(tmp_path / "metrics.jsonl") if event["event"] in ("checkpoint", "eval")]
+    assert [(event["event"], event["step"]) for event in events] == [
+        ("eval", 0), *((kind, step) for step in (2, 4, 6) for kind in ("checkpoint", "eval"))
+    ]  # fmt: skip
