@@ -420,9 +420,9 @@ def test_transformers_reads_a_dense_copy(family: str, tmp_path: Any) -> None:
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
     config = LlamaConfig(intermediate_size=32, **sizes) if family == "llama" else GPT2Config(**sizes)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
     training = sparse(model, include=None)
     training.dense_copy().save_pretrained(tmp_path)
-    read = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    read: Any = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     tokens = torch.arange(10)[None]
     torch.testing.assert_close(read(tokens).logits, model(tokens).logits, rtol=1e-5, atol=1e-6)

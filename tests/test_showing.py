@@ -8,6 +8,7 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -82,7 +83,8 @@ def test_streams_and_the_console(capsys: pytest.CaptureFixture[str], monkeypatch
     assert err == "\\x1b[2J https://c/d\n"
     inner = unchanged(sys.stdout)
     assert not isinstance(inner, ShownStream)
-    assert isinstance(unchanged(lasting(sys.stdout)), LastingStream)
+    stream: Any = sys.stdout
+    assert isinstance(unchanged(lasting(stream)), LastingStream)
     with pytest.raises(SystemExit):
         run_to_the_end("smet-x", lambda: (_ for _ in ()).throw(ConfigError("\x1b https://a:b@c/d")))
     assert capsys.readouterr().err == "smet-x: \\x1b https://c/d\n"

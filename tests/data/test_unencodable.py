@@ -18,7 +18,7 @@ from smet_train.data.sources import Source, SourceSpec, open_source
 from smet_train.data.split import is_validation
 from smet_train.data.stream import TokenWindows
 from smet_train.data.tokenizer import TextTokenizer, load_tokenizer
-from smet_train.data.validation import validation_windows
+from smet_train.data.validation import held_out_windows
 from smet_train.errors import DataError
 
 UNKNOWN = "z"
@@ -125,14 +125,14 @@ def test_held_out_documents_obey_the_same_rules(tmp_path: Path) -> None:
     texts = lines(300, set(held[:2]))
 
     def make(on_bad: str) -> torch.Tensor:
-        return validation_windows(
+        return held_out_windows(
             source_of(tmp_path / "a.txt", texts, on_bad),
             TextTokenizer(words_alone(), "</s>"),
             sequence_tokens=7,
             windows=5,
             validation_fraction=0.5,
             cache_dir=tmp_path / on_bad,
-        )
+        ).windows
 
     assert make("skip").shape == (5, 8)
     with pytest.raises(DataError, match=rf"a\.txt line {held[0] + 1}: {CANT}"):

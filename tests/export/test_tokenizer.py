@@ -164,7 +164,9 @@ def test_a_run_of_a_version_that_kept_the_post_processor_goes_on(
 def initialized_before(self: TextTokenizer, tokenizer: Tokenizer, eos_token: str) -> None:
     """What ``TextTokenizer`` did in version 0.1.0."""
     tokenizer.encode_special_tokens = True
-    self._tokenizer, self.eos_token = tokenizer, eos_token
+    self._tokenizer = self._encoder = tokenizer
+    self.eos_token = eos_token
     self.eos_id = tokenizer.token_to_id(eos_token) or 0
     self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     self.content_hash = hashlib.sha256(f"{eos_token}\0{tokenizer.to_str()}".encode()).hexdigest()
+    self.encoding_hash = self.given_hash = self.content_hash
