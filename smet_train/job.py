@@ -16,7 +16,7 @@ from smet_train import __version__, opening
 from smet_train.analysis.closing import next_lines, stopped_lines, where_lines
 from smet_train.analysis.layers import print_layers
 from smet_train.analysis.prediction import Prediction
-from smet_train.analysis.summary import print_summary, run_summary
+from smet_train.analysis.summary import print_run_summary
 from smet_train.build import beginning, build_run, rates_line, remarks, run_header
 from smet_train.build_data import build_shared_data
 from smet_train.config.continuation import (
@@ -155,7 +155,7 @@ def compute_deterministically() -> None:
 
 def tell_finished(console: Console, config: Config, run_folder: Path, checkpoint: Path | None) -> None:
     """The summary again, and how to extend the run, if ``checkpoint`` is there, or start over."""
-    print_summary(console, run_summary(run_folder))
+    print_run_summary(console, run_folder)
     step = finished_step(run_folder)
     extend = (
         "Its checkpoints are gone, so that it can't be extended"
@@ -360,7 +360,7 @@ def announce(console: Console, config: Config, run: Run, source: str, backends: 
 
 def close(console: Console, run: Run, reason: str, trackers: Sequence[Sheltered]) -> None:
     """The closing summary, where everything is, and what to type next."""
-    print_summary(console, run_summary(run.folder))
+    print_run_summary(console, run.folder)
     steps, total_steps = run.state.step, run.settings.total_steps
     finished = reason == "finished"
     after = next_lines(run.folder, steps) if finished else stopped_lines(run.folder, reason, steps, total_steps)

@@ -31,6 +31,8 @@ LARGEST_TOKENIZER = 1 << 28
 LARGEST_LINE = 1 << 26
 
 _ANY_HOLES, _MOST_HOLES = 1 << 30, 16
+_LONGEST_REASON = 300
+_DEEPEST_SETTING = 20
 
 # What a run adds to in its folder; a link of such a name would lead elsewhere. Files that are replaced by a rename are
 # not among them: a link is replaced then, and what it leads to stays as it is.
@@ -193,10 +195,17 @@ def read_settings(path: Path, loader: type = yaml.SafeLoader) -> Any:
 @functools.cache
 def _without_aliases(loader: Any) -> Any:
     class Loader(loader):
+        depth = 0
+
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError(f"it has the alias *{self.peek_event().anchor}; write out what it stands for")
-            return super().compose_node(parent, index)
+            self.depth += 1
+            if self.depth > _DEEPEST_SETTING:
+                raise yaml.YAMLError("it is nested too deeply")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
 
     return Loader
 
@@ -237,7 +246,7 @@ def what(error: BaseException) -> str:
     if isinstance(error, KeyError) and error.args:
         return f"{str(error.args[0])[:80]} is missing"
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0][:_LONGEST_REASON] if lines else type(error).__name__
 
 
 def open_own(path: Path, flags: int) -> int:

@@ -111,6 +111,7 @@ def test_a_line_that_is_too_deep_is_a_damaged_one(tmp_path: Path) -> None:
     [
         ("a: &x [" + "1, " * 9 + "1]\n" + "b: *x\n", r"it has the alias \*x; write out what it stands for"),
         ("[" * 100_000, "it is nested too deeply"),
+        ("a: " + "[" * 30 + "]" * 30, "it is nested too deeply"),
         ("a: " + "x" * opening.LARGEST_SETTINGS, "1,048,576 are the most"),
     ],
 )

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from smet_train.analysis.sweep import COLUMNS, write_sweep_csv
+from smet_train.analysis.summary import print_run_summary
+from smet_train.analysis.sweep import COLUMNS, sweep_rows, write_sweep_csv
 from smet_train.cli.ends import run_to_the_end
 from smet_train.config.plain import to_dict
 from smet_train.config.schema import Config
@@ -81,10 +82,10 @@ def test_streams_and_the_console(capsys: pytest.CaptureFixture[str], monkeypatch
     # what a model writes is not changed but for its control characters
     assert out == "\\x1b[2J written https://host/?q=1\n\\x1b[2J https://c/d\n"
     assert err == "\\x1b[2J https://c/d\n"
+    inner_stdout: Any = sys.stdout
     inner = unchanged(sys.stdout)
     assert not isinstance(inner, ShownStream)
-    stream: Any = sys.stdout
-    assert isinstance(unchanged(lasting(stream)), LastingStream)
+    assert isinstance(unchanged(lasting(inner_stdout)), LastingStream)
     with pytest.raises(SystemExit):
         run_to_the_end("smet-x", lambda: (_ for _ in ()).throw(ConfigError("\x1b https://a:b@c/d")))
     assert capsys.readouterr().err == "smet-x: \\x1b https://c/d\n"
@@ -154,3 +155,14 @@ def test_metrics_that_no_run_writes_are_told(tmp_path: Path) -> None:
         (run / "metrics.jsonl").write_text(json.dumps(event) + "\n")
         with pytest.raises(ReportError, match="what is recorded of these runs holds what smet-train never writes"):
             build_report(find([run]))
+
+
+def test_a_summary_of_metrics_that_no_run_writes_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for event in ({"event": "train", "step": 1}, {"event": "eval", "loss": "x"}, {"event": "memory"}):
+        (tmp_path / "metrics.jsonl").write_text(json.dumps(event) + "\n")
+        caplog.clear()
+        print_run_summary(open_console(), tmp_path)
+        assert "metrics.jsonl holds what smet-train never writes" in caplog.text
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"event": "train", "step": 1}) + "\n")
+    (row,) = sweep_rows([{"name": "a", "status": "done", "error": None, "wall_s": 1.0, "folder": str(tmp_path)}])
+    assert (row["name"], row["train_loss"]) == ("a", None)

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from smet_train import opening
+from smet_train.errors import SmetError
 from smet_train.tracking.jsonl import each_event
 
 log = logging.getLogger(__name__)
@@ -151,6 +153,15 @@ def bytes_table(kinds: list[dict[str, Any]]) -> Table:
         predicted = [format_bytes(row.get("planned_bytes", 0))] if planned else []
         table.add_row(row["kind"], format_bytes(row["bytes"]), *predicted, format_bytes(row["dense_bytes"]), ratio)
     return table
+
+
+def print_run_summary(console: Console, run_folder: Path) -> None:
+    """Print the summary of a run; a metrics.jsonl that holds what no run writes is a warning: the run is what it is."""
+    try:
+        with opening.malformed(str(run_folder / "metrics.jsonl"), SmetError, "there is no summary"):
+            print_summary(console, run_summary(run_folder))
+    except SmetError as error:
+        log.warning("%s", error)
 
 
 def print_summary(console: Console, summary: dict[str, Any]) -> None:

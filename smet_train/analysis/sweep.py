@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from rich.table import Table
 
 from smet_train import opening
 from smet_train.analysis.summary import run_summary
+from smet_train.errors import SmetError
 from smet_train.replacing import replacing
 from smet_train.showing import cell, write_rows
+
+log = logging.getLogger(__name__)
 
 COLUMNS = (
     "name",
@@ -36,10 +40,20 @@ def sweep_rows(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     rows = []
     for job in jobs:
-        summary = run_summary(Path(job["folder"]))
+        summary = _summary(Path(job["folder"]))
         facts = {**summary, **job, "mean_spike": summary["spikes"].get("train", {}).get("mean")}
         rows.append({column: facts.get(column) for column in COLUMNS})
     return rows
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """The facts of a run; none, with a warning, if its metrics.jsonl holds what no run writes."""
+    try:
+        with opening.malformed(str(folder / "metrics.jsonl"), SmetError, "its row is empty"):
+            return run_summary(folder)
+    except SmetError as error:
+        log.warning("%s", error)
+        return {"spikes": {}}
 
 
 def keep_times(rows: list[dict[str, Any]], earlier: Path) -> list[dict[str, Any]]:

@@ -98,7 +98,7 @@ class TextTokenizer:
         except OSError as error:
             raise DataError(f"data.tokenizer.file={path} can't be read ({error.strerror})") from error
         except Exception as error:  # tokenizers raises Exception itself
-            raise DataError(f"data.tokenizer.file={path} is not a tokenizer.json: {error}") from error
+            raise DataError(f"data.tokenizer.file={path} is not a tokenizer.json: {opening.what(error)}") from error
         return cls(tokenizer, _end_of_text(tokenizer, path))
 
     @classmethod

@@ -71,9 +71,9 @@ def read_description(folder: Path) -> SparseDescription:
     try:
         content = opening.read_object(folder / DESCRIPTION)
         if (content["format"], content["version"]) != (FORMAT, VERSION):
+            told = f"{str(content['format'])[:80]} {str(content['version'])[:80]}"
             raise CheckpointError(
-                f"{folder / DESCRIPTION} is {content['format']} {content['version']}, this version of smet-train reads "
-                f"{FORMAT} {VERSION}"
+                f"{folder / DESCRIPTION} is {told}, this version of smet-train reads {FORMAT} {VERSION}"
             )
         layers = {name: _layout(layer) for name, layer in content["layers"].items()}
         transposed = frozenset(name for name, layer in content["layers"].items() if layer["transposed"])
