@@ -422,7 +422,8 @@ def test_transformers_reads_a_dense_copy(family: str, tmp_path: Any) -> None:
     config = LlamaConfig(intermediate_size=32, **sizes) if family == "llama" else GPT2Config(**sizes)
     model: Any = AutoModelForCausalLM.from_config(config).eval()
     training = sparse(model, include=None)
-    training.dense_copy().save_pretrained(tmp_path)
+    copied: Any = training.dense_copy()
+    copied.save_pretrained(tmp_path)
     read: Any = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     tokens = torch.arange(10)[None]
     torch.testing.assert_close(read(tokens).logits, model(tokens).logits, rtol=1e-5, atol=1e-6)

@@ -381,8 +381,10 @@ def settled_steps(group: Mapping[str, Any], dtype: torch.dtype) -> int:
 def _settled_steps(betas: tuple[float, float], warmup_steps: int, dtype: torch.dtype) -> int:
     group = {"betas": betas, "regrow_warmup_steps": warmup_steps}
 
+    eps = torch.finfo(dtype).eps
+
     def is_settled(t: int) -> bool:
-        return bool((torch.tensor(age_factors(t, False, group), dtype=dtype) == 1).all())
+        return all(1 - eps / 4 <= factor <= 1 + eps / 2 for factor in age_factors(t, False, group))  # they round to 1
 
     least = most = max(1, warmup_steps)
     while not is_settled(most):

@@ -1,6 +1,7 @@
 """Documents that the tokenizer can't encode are bad ones: named by their place, left out where the rules say so."""
 
 import json
+import logging
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -210,5 +211,5 @@ def test_a_tokenizer_that_is_trained_here_has_tokens_for_all(
 ) -> None:
     tokenizer.save(tmp_path)
     assert load_tokenizer(str(tmp_path), None) is not None
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert not any(isinstance(ids, Fault) for ids in tokenizer.encode_each(list(tokenizer_module._RARE_LETTERS)))

@@ -23,7 +23,7 @@ STEPS = (2, 4, 6)
 def run_folder(quick_config: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with checkpoints of steps 2, 4 and 6."""
     folder = tmp_path_factory.mktemp("run")
-    assert run_training(quick_config("model.layers=1", "checkpoint.interval=2"), folder) == 0
+    assert run_training(quick_config("model.layers=1", "checkpoint.interval=2", "train.eval_interval=2"), folder) == 0
     return folder
 
 
@@ -170,7 +170,7 @@ def test_a_run_goes_on_over_a_broken_checkpoint_to_the_same_end(
     newest = tmp_path / "run" / "checkpoints" / "step_00000006"
     before = {file.name: file.read_bytes() for file in newest.glob("*.safetensors")}
     edit(newest / "model.safetensors", lambda content: content.__setitem__(-1, content[-1] ^ 1))
-    config = quick_config("model.layers=1", "checkpoint.interval=2")
+    config = quick_config("model.layers=1", "checkpoint.interval=2", "train.eval_interval=2")
     assert run_training(config, tmp_path / "run") == 0
     assert {file.name: file.read_bytes() for file in newest.glob("*.safetensors")} == before
     assert (tmp_path / "run" / "checkpoints" / "broken_00000006").is_dir()

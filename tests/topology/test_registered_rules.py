@@ -27,7 +27,15 @@ def move(rules: MoveRules, **settings: Any) -> tuple[SparseTraining, Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 8))
     training = SparseTraining(
-        model, density=0.5, lr=0.1, total_steps=9, interval=1, drop_fraction=0.5, rules=rules, **settings
+        model,
+        density=0.5,
+        include=["*"],
+        lr=0.1,
+        total_steps=9,
+        interval=1,
+        drop_fraction=0.5,
+        rules=rules,
+        **settings,
     )
     before = training.layers["0"].index
     x = torch.randn(3, 12)
