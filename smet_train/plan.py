@@ -81,7 +81,12 @@ def print_plan(console: Console, compose: Compose, settings: PlanSettings) -> No
     if plan.layers:
         print_layers(console, plan.layers)
     console.print(bytes_table([row.as_dict() for row in plan.footprint.rows]))
-    for line in [*explain_backends(config, plan.layers, torch.device("cpu")), *remarks(config)]:
+    unseen = ["causal      is seen by smet-train when it builds the model: a plan has no numbers to see it by"]
+    for line in [
+        *explain_backends(config, plan.layers, torch.device("cpu")),
+        *remarks(config),
+        *(unseen if config.model.family.name == "auto" else []),
+    ]:
         console.print(line, soft_wrap=True)
     dense = plan_part(compose(["method=dense"])) if plan.layers else plan
     for line in plan_lines(config, plan, dense):

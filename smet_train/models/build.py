@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 from smet_train import opening
 from smet_train.errors import ConfigError
 from smet_train.models.architecture import without_code
+from smet_train.models.causal import check_causal
 
 _POSITIONS = 1024  # smallest position range of a built model, so that it can be used on texts longer than it saw
 
@@ -90,7 +91,7 @@ def _from_file(path_text: str | None, vocab_size: int, sequence_tokens: int, eos
         # Every architecture checks its settings in its own way, with its own exception types.
         raise ConfigError(f"model.config_file={path}: {_first_line(error)}") from error
     positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions < sequence_tokens:
+    if isinstance(positions, int) and 0 < positions < sequence_tokens:  # XLNet says -1 for any number
         raise ConfigError(
             f"model.config_file={path}: the model has {positions} positions, data.sequence_tokens is "
             f"{sequence_tokens}; write data.sequence_tokens={positions} or less"
@@ -116,7 +117,9 @@ def transformers_config(spec: ModelSpec, *, vocab_size: int, sequence_tokens: in
 
 
 def build_model(spec: ModelSpec, *, vocab_size: int, sequence_tokens: int, eos_id: int, seed: int) -> PreTrainedModel:
-    """A causal language model with fp32 weights drawn from ``seed``, on the CPU.
+    """A causal language model with fp32 weights drawn from ``seed``, on the CPU or without numbers (meta).
+
+    Whether an architecture of a config file is causal is looked at; without numbers it can't be.
 
     Args:
         vocab_size: rows of the embedding; the tokenizer's vocabulary, also for a config file that says otherwise.
@@ -124,16 +127,15 @@ def build_model(spec: ModelSpec, *, vocab_size: int, sequence_tokens: int, eos_i
         eos_id: id of the end-of-text token.
 
     Raises:
-        ConfigError: if the config file can't be read, or transformers can't build a causal language model from it.
+        ConfigError: if the config file can't be read, if transformers can't build a language model from it, or if that
+            is not causal.
     """
     config = transformers_config(spec, vocab_size=vocab_size, sequence_tokens=sequence_tokens, eos_id=eos_id)
     torch.manual_seed(seed)
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its remarks are about generation and pre-trained weights
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, attn_implementation="sdpa", trust_remote_code=False
-        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise ConfigError(
             f"model.family={spec.family}: transformers cannot build a causal language model of type "
@@ -141,7 +143,10 @@ def build_model(spec: ModelSpec, *, vocab_size: int, sequence_tokens: int, eos_i
         ) from error
     finally:
         transformers_logging.set_verbosity(level)
-    return model.float()
+    model = model.float()
+    if spec.family == "auto" and model.device.type != "meta":
+        check_causal(model, vocab_size, sequence_tokens, f"model.config_file={spec.config_file}")
+    return model
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:

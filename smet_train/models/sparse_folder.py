@@ -182,7 +182,7 @@ def empty_model(architecture: dict[str, Any]) -> PreTrainedModel:
         settings = without_code(architecture, ARCHITECTURE)
         config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         with no_init_weights():
-            return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         # Every architecture checks its settings in its own way, with its own exception types.
         raise CheckpointError(f"{ARCHITECTURE}: transformers can't build it ({opening.what(error)})") from error

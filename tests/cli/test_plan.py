@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from transformers import GPT2Config
 
 from smet_train.analysis.footprint import Footprint
 from smet_train.analysis.planning import plan_run
@@ -171,3 +172,15 @@ def test_a_named_tokenizer_gives_the_vocabulary(quick: list[str], tmp_path: Path
     data.tokenizer.save(tmp_path)
     named = planned_vocabulary(compose([*quick, f"data.tokenizer.file={tmp_path}/tokenizer.json"]))
     assert (named.vocab_size, named.eos_id) == (data.tokenizer.vocab_size, data.tokenizer.eos_id)
+
+
+def test_a_plan_says_that_it_can_not_see_whether_a_model_is_causal(
+    call: Call, quick: list[str], tmp_path: Path
+) -> None:
+    GPT2Config(n_embd=32, n_layer=1, n_head=2).save_pretrained(tmp_path)
+    unshaped = [item for item in quick if item != "+debug=quick"]
+    small = ["train.batch_size=2", "train.micro_batch_size=2", "data.sequence_tokens=16"]
+    status, printed, _ = call(*unshaped, *small, "model=auto", f"model.config_file={tmp_path}/config.json")
+    assert status == 0
+    assert "causal      is seen by smet-train when it builds the model" in printed
+    assert "causal " not in call(*quick)[1]

@@ -7,6 +7,7 @@ from transformers import GPT2Config, MistralConfig, PreTrainedModel
 
 from smet_train.errors import ConfigError
 from smet_train.models import ModelSpec, build_model, default_projections
+from smet_train.models.sparse_folder import empty_model
 from smet_train.sparse import choose_layers, sparsify
 
 LLAMA = ModelSpec("llama", hidden_size=32, intermediate_size=48, layers=2, heads=4)
@@ -84,6 +85,23 @@ def test_auto_builds_any_causal_model_from_its_config_file(tmp_path: Path, confi
     chosen = choose_layers(model, default_projections("auto", model))
     assert len(chosen) == (4 if config.model_type == "gpt2" else 7)
     assert "lm_head" not in chosen
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model_type": "bloom", "hidden_size": 32, "n_layer": 1, "n_head": 4},
+        {"model_type": "mpt", "d_model": 32, "n_layers": 1, "n_heads": 4, "max_seq_len": 16},
+        {"model_type": "rwkv", "hidden_size": 32, "num_hidden_layers": 2, "context_length": 16},
+    ],
+)
+def test_transformers_chooses_the_attention(tmp_path: Path, settings: dict[str, object]) -> None:
+    """These have no attention by torch's scaled_dot_product_attention; read back, they are built the same way."""
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    model = build(auto(tmp_path / "config.json"))
+    assert model.config._attn_implementation == "eager"
+    assert build(LLAMA).config._attn_implementation == "sdpa"
+    assert type(empty_model(json.loads(model.config.to_json_string()))) is type(model)
 
 
 @pytest.mark.parametrize(
