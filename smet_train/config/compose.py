@@ -24,7 +24,7 @@ from smet_train.config.plain import flatten
 from smet_train.config.plugins import load_plugins, open_schema
 from smet_train.config.saved import read_settings
 from smet_train.config.schema import Config
-from smet_train.config.validate import check_range, validate
+from smet_train.config.validate import check_range, check_typed, validate
 from smet_train.errors import ConfigError
 
 MAIN_CONFIG = "train"
@@ -128,6 +128,7 @@ def _to_config(settings: DictConfig) -> Config:
     load_plugins(plain["plugins"])
     config = OmegaConf.to_object(OmegaConf.merge(_types(), _escaped(plain)))
     assert isinstance(config, Config)
+    check_typed(config, settings.hydra.overrides.task if "hydra" in settings else ())
     return config
 
 

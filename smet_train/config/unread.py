@@ -5,10 +5,22 @@ from collections.abc import Callable
 
 from smet_train import ranks
 from smet_train.config.fields import leaves, matches, spell, value_at
-from smet_train.config.schema import Config, DropSchedule, Grow
+from smet_train.config.schema import Config, DropSchedule, Family, Grow
 
 _REGROWTH = ("optimizer.regrow_moments", "optimizer.regrow_warmup_steps")
 _DROP_FRACTIONS = ("topology.drop_fraction", "topology.final_drop_fraction", "topology.drop_schedule")
+
+# What a config.json of transformers says in place of these.
+IN_CONFIG_FILE = (
+    "model.hidden_size",
+    "model.intermediate_size",
+    "model.layers",
+    "model.heads",
+    "model.kv_heads",
+    "model.dropout",
+    "model.tie_embeddings",
+    "model.initializer_range",
+)
 
 # Where something holds: keys and sections that nothing reads then, and why. The first that names a key is told.
 RULES: list[tuple[Callable[[Config], bool], tuple[str, ...], str]] = [
@@ -16,6 +28,11 @@ RULES: list[tuple[Callable[[Config], bool], tuple[str, ...], str]] = [
         lambda config: not config.sparsity.enabled,
         ("sparsity.", "topology.", *_REGROWTH, "optimizer.lr_density_rule"),
         "every layer is dense",
+    ),
+    (
+        lambda config: config.model.family is Family.auto,
+        IN_CONFIG_FILE,
+        "the model is that of model.config_file",
     ),
     (
         lambda config: config.model.init_from is not None,

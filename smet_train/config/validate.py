@@ -1,5 +1,6 @@
 """Checks that need no model and no data. Each error names the key, its value, what is allowed and what to write."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from smet_train.config.densities import parse_densities
@@ -17,6 +18,7 @@ from smet_train.config.schema import (
     TrackingConfig,
 )
 from smet_train.config.sharded import check_sharded
+from smet_train.config.unread import IN_CONFIG_FILE
 from smet_train.errors import ConfigError
 from smet_train.layer_names import PROJECTIONS, check_density_patterns, chosen_names, names_of
 
@@ -30,16 +32,6 @@ _READ_BY = {
     "text_field": (DataSource.jsonl, DataSource.parquet, DataSource.hub),
     "text_unit": (DataSource.text,),
 }
-_READ_FROM_CONFIG_FILE = (
-    "hidden_size",
-    "intermediate_size",
-    "layers",
-    "heads",
-    "kv_heads",
-    "dropout",
-    "tie_embeddings",
-    "initializer_range",
-)
 _NOT_IN_WANDB_PROJECTS = "/\\#?%:"
 _LONGEST_WANDB_PROJECT = 128
 _LONGEST_WANDB_TAG = 64
@@ -70,6 +62,22 @@ def validate(config: Config) -> None:
     _check_patterns(config)
     _check_data(config.data)
     _check_tracking(config.tracking)
+
+
+def check_typed(config: Config, overrides: Iterable[str]) -> None:
+    """Raises ConfigError if one of ``overrides`` of a command is a setting of the model that its config.json has.
+
+    Files of settings may hold them, since experiments are shared over models.
+    """
+    if config.model.family is not Family.auto:
+        return
+    for override in overrides:
+        key = override.lstrip("+").partition("=")[0]
+        if key in IN_CONFIG_FILE and value_at(config, key) != value_at(Config(), key):
+            raise ConfigError(
+                f"{key}={spell(value_at(config, key))} is not read with model.family=auto; leave it out and set it in "
+                f"{config.model.config_file}"
+            )
 
 
 def check_processes(config: Config, processes: int) -> None:
@@ -254,12 +262,6 @@ def _check_patterns(config: Config) -> None:
 def _check_auto_model(model: ModelConfig) -> None:
     if model.config_file is None:
         raise ConfigError("model.family=auto needs model.config_file; write model.config_file=path/to/config.json")
-    for name in _READ_FROM_CONFIG_FILE:
-        if getattr(model, name) != getattr(ModelConfig(), name):
-            raise ConfigError(
-                f"model.{name}={spell(getattr(model, name))} is not read with model.family=auto; leave it out and set "
-                f"it in {model.config_file}"
-            )
 
 
 def _check_divides(whole_key: str, whole: int, part_key: str, part: int) -> None:

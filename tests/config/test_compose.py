@@ -203,3 +203,14 @@ def test_models_have_the_shapes_of_the_literature(name: str, shape: tuple[int, .
     model = compose([f"model={name}"]).model
     assert (model.hidden_size, model.intermediate_size, model.layers, model.heads) == shape
     assert model.kv_heads is None
+
+
+@pytest.mark.parametrize("files", [[], ["+debug=quick"], ["+experiment=tutorial"]])
+def test_sizes_that_a_config_file_has_may_stand_in_files_but_not_in_a_command(files: list[str]) -> None:
+    auto = ["model=auto", "model.config_file=config.json", *files]
+    assert compose(auto).model.family is Family.auto
+    assert compose([*auto, "model.layers=8"]).model.layers == 8  # the default, as earlier commands had to say
+    with pytest.raises(
+        ConfigError, match=r"model.layers=3 is not read with model.family=auto; leave it out and set it"
+    ):
+        compose([*auto, "model.layers=3"])

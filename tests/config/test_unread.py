@@ -31,6 +31,21 @@ def test_a_preset_alone_has_nothing_without_effect(method: str) -> None:
             {"the drop fraction is constant": ["topology.final_drop_fraction=0.1"]},
         ),
         (["topology.drop_schedule=constant", "topology.drop_fraction=0.3"], {}),
+        (
+            ["+experiment=tutorial", "model=auto", "model.config_file=config.json"],
+            {"the model is that of model.config_file": ["model.layers=2"]},
+        ),
+        (
+            ["+debug=quick", "model=auto", "model.config_file=config.json"],
+            {
+                "the model is that of model.config_file": [
+                    "model.hidden_size=64",
+                    "model.intermediate_size=128",
+                    "model.layers=2",
+                    "model.heads=2",
+                ]
+            },
+        ),
     ],
 )
 def test_what_nothing_reads_is_named(overrides: list[str], told: dict[str, list[str]]) -> None:

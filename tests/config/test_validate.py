@@ -112,7 +112,6 @@ def test_micro_batches_divide_the_batch_or_the_message_names_those_that_do(batch
         ({"sparsity__include": []}, "sparsity.include=[] names no layer"),
         ({"model__family": Family.auto}, "model.family=auto needs model.config_file"),
         ({"model__config_file": "x.json"}, "is read with model.family=auto alone"),
-        ({"model__family": Family.auto, "model__config_file": "x", "model__layers": 3}, "model.layers=3 is not read"),
         ({"model__hidden_size": 513}, "model.heads=8 does not divide model.hidden_size=513"),
         ({"model__hidden_size": 24, "model__heads": 8}, "heads of odd size 3"),
         ({"model__kv_heads": 3}, "model.kv_heads=3 does not divide model.heads=8; write model.kv_heads=2 or"),
