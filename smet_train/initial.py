@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoConfig
 
 from smet_train import opening
 from smet_train.config.fields import spell
@@ -14,6 +13,7 @@ from smet_train.config.schema import Config, Family, ModelConfig
 from smet_train.errors import CheckpointError, ConfigError, LayoutError
 from smet_train.models import Pretrained, transformers_config
 from smet_train.models.architecture import settings_of, without_code
+from smet_train.models.config_file import is_quantized, read_architecture
 from smet_train.models.pretrained import ReadIndex
 from smet_train.models.sparse_folder import ARCHITECTURE, read_description
 from smet_train.models.stored import StoredTensors, damaged, stored_tensors
@@ -82,10 +82,16 @@ def _from_json(path: Path) -> Any:
     """The transformers configuration in ``path``; code that a folder may bring along is never run."""
     try:
         settings = without_code(opening.read_object(path), str(path))
-        return AutoConfig.for_model(settings.pop("model_type"), **settings)
+        architecture = read_architecture(settings).config
     except Exception as error:
         # Every architecture checks its settings in its own way, with its own exception types.
         raise damaged(path, error) from error
+    if is_quantized(settings):
+        raise ConfigError(
+            f"model.init_from: {path} has a quantization_config, so that the numbers beside it are codes and not "
+            "weights; give the folder of the model before it was quantized"
+        )
+    return architecture
 
 
 def _from_run(folder: Path, config: Config) -> Pretrained:

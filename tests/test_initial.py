@@ -1,6 +1,7 @@
 """Runs that begin from trained weights: what they take over, what not, and that they go on without the source."""
 
 import io
+import json
 import logging
 import re
 import shutil
@@ -284,6 +285,14 @@ def test_an_architecture_of_its_own_is_asked_for_by_its_config_file(
     wrong = f"model.config_file={tmp_path}/other/config.json"
     with pytest.raises(ConfigError, match=rf"64\) there and \(\d+, 32\) here; write model=auto {re.escape(by_file)}"):
         begun(quick_config(from_(tmp_path), "model.family=auto", wrong, *plain, "method=dense"))
+
+
+def test_weights_that_are_codes_are_refused(quick_config: Configure, hf_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(hf_folder, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(ConfigError, match="config.json has a quantization_config, so that the numbers beside it are"):
+        begun(quick_config(from_(tmp_path)))
 
 
 def test_a_table_of_positions_of_another_length(quick_config: Configure, hf_folder: Path, tmp_path: Path) -> None:

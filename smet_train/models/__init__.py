@@ -19,7 +19,13 @@ with not_installed("scipy", "sklearn"):
     import transformers.modeling_utils  # noqa: F401
 _ask_again()
 
-from smet_train.models.build import ModelSpec, build_model, checkpoint_activations, transformers_config  # noqa: E402
+from smet_train.models.build import (  # noqa: E402
+    ModelSpec,
+    build_model,
+    checkpoint_activations,
+    left_out,
+    transformers_config,
+)
 from smet_train.models.head import plain_head  # noqa: E402
 from smet_train.models.pretrained import Pretrained  # noqa: E402
 from smet_train.models.projections import default_projections  # noqa: E402
@@ -30,6 +36,7 @@ __all__ = [
     "build_model",
     "checkpoint_activations",
     "default_projections",
+    "left_out",
     "plain_head",
     "transformers_config",
 ]

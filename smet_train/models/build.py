@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from smet_train import opening
 from smet_train.errors import ConfigError
 from smet_train.models.architecture import without_code
 from smet_train.models.causal import check_causal
+from smet_train.models.config_file import Architecture, read_architecture
 
 _POSITIONS = 1024  # smallest position range of a built model, so that it can be used on texts longer than it saw
 
@@ -67,7 +68,8 @@ def _gpt2(spec: ModelSpec, vocab_size: int, sequence_tokens: int, eos_id: int) -
     )
 
 
-def _from_file(path_text: str | None, vocab_size: int, sequence_tokens: int, eos_id: int) -> Any:
+def _settings_of(path_text: str | None) -> tuple[Path, dict[str, Any]]:
+    """A config.json and what it says."""
     path = Path(path_text or "")
     try:
         settings = opening.read_json(path)
@@ -77,26 +79,31 @@ def _from_file(path_text: str | None, vocab_size: int, sequence_tokens: int, eos
         ) from error
     except ValueError as error:
         raise ConfigError(f"model.config_file={path}: is not JSON ({error})") from error
-    if not isinstance(settings, dict) or "model_type" not in settings:
+    if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
         raise ConfigError(
             f'model.config_file={path}: has no "model_type"; give a config.json that transformers wrote, or add '
             'one, for instance "model_type": "llama"'
         )
-    model_type = settings.pop("model_type")
+    return path, settings
+
+
+def _from_file(path_text: str | None, vocab_size: int, sequence_tokens: int, eos_id: int) -> Architecture:
+    path, settings = _settings_of(path_text)
     settings = without_code(settings, f"model.config_file={path}")
-    settings.update(vocab_size=vocab_size, bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=None)
     try:
-        config = AutoConfig.for_model(model_type, **settings)
+        architecture = read_architecture(
+            settings, vocab_size=vocab_size, bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=None
+        )
     except Exception as error:
         # Every architecture checks its settings in its own way, with its own exception types.
         raise ConfigError(f"model.config_file={path}: {_first_line(error)}") from error
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = getattr(architecture.config, "max_position_embeddings", None)
     if isinstance(positions, int) and 0 < positions < sequence_tokens:  # XLNet says -1 for any number
         raise ConfigError(
             f"model.config_file={path}: the model has {positions} positions, data.sequence_tokens is "
             f"{sequence_tokens}; write data.sequence_tokens={positions} or less"
         )
-    return config
+    return architecture
 
 
 def _first_line(error: Exception) -> str:
@@ -113,7 +120,12 @@ def transformers_config(spec: ModelSpec, *, vocab_size: int, sequence_tokens: in
         return _llama(spec, vocab_size, sequence_tokens, eos_id)
     if spec.family == "gpt2":
         return _gpt2(spec, vocab_size, sequence_tokens, eos_id)
-    return _from_file(spec.config_file, vocab_size, sequence_tokens, eos_id)
+    return _from_file(spec.config_file, vocab_size, sequence_tokens, eos_id).config
+
+
+def left_out(spec: ModelSpec) -> tuple[str, ...]:
+    """A line for each thing that ``spec.config_file``, of which a model was built, says and that was left out."""
+    return () if spec.family != "auto" else read_architecture(_settings_of(spec.config_file)[1]).remarks
 
 
 def build_model(spec: ModelSpec, *, vocab_size: int, sequence_tokens: int, eos_id: int, seed: int) -> PreTrainedModel:

@@ -38,7 +38,7 @@ def check_causal(model: PreTrainedModel, vocab_size: int, sequence_tokens: int, 
         # Some want other inputs than tokens, or a padding token; each says so by an exception of its own.
         raise ConfigError(
             f"{name}: transformers' {type(model).__name__} can't be trained on tokens alone: "
-            f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}; choose another architecture"
+            f"{(str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(':')}; choose another architecture"
         ) from error
     if first.shape[-1] != vocab_size:
         raise ConfigError(

@@ -11,12 +11,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from smet_train import opening
 from smet_train.errors import CheckpointError, LayoutError
 from smet_train.models.architecture import without_code
+from smet_train.models.config_file import read_architecture
 from smet_train.sparse import Layout, SparseLinear
 from smet_train.sparse.index_coding import decode_sites
 
@@ -179,8 +180,7 @@ def empty_model(architecture: dict[str, Any]) -> PreTrainedModel:
         CheckpointError: if transformers can't build a causal language model from it.
     """
     try:
-        settings = without_code(architecture, ARCHITECTURE)
-        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        config = read_architecture(without_code(architecture, ARCHITECTURE)).config
         with no_init_weights():
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
