@@ -14,11 +14,12 @@ from smet_train.config.plain import to_dict
 from smet_train.config.schema import Config
 from smet_train.config.unread import without_effect
 from smet_train.initial import open_pretrained
+from smet_train.models import blocks_of
 from smet_train.optim import FusedStep, LrSchedule, SmetAdamW, parameter_groups, peak_rates
 from smet_train.optim.smet_adamw import MAX_AGE, age_dtype, settled_steps, updates_counted
 from smet_train.sparse import SparseLinear
 from smet_train.sparse.ledger import count_parameters
-from smet_train.sparse_model import Backends, build_sparse_model, named_tokenizer
+from smet_train.sparse_model import Backends, build_sparse_model, named_tokenizer, pruned_to
 from smet_train.topology import MoveRules, TopologySchedule, TopologyUpdater
 from smet_train.topology.exploration import Exploration
 from smet_train.tracking.jsonl import JsonlSink, NoMetrics
@@ -349,6 +350,7 @@ def run_header(config: Config, run: Run) -> dict[str, Any]:
     active, dense_equivalent = count_parameters(run.model)
     layers = run.topology.layers
     held = {name: layer.layout.density for name, layer in layers.items()}
+    blocks = blocks_of(run.model, pruned_to(config, run.topology.targets))
     return {
         "event": "run",
         "version": __version__,
@@ -369,4 +371,5 @@ def run_header(config: Config, run: Run) -> dict[str, Any]:
         "parameters_active": active,
         "parameters_dense_equivalent": dense_equivalent,
         "layer_densities": dict(run.topology.targets) if run.topology.rules.prunes else held,
+        **({} if blocks is None else {"block_density": blocks.density, "dense_in_blocks": list(blocks.dense)}),
     }

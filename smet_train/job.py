@@ -36,7 +36,7 @@ from smet_train.data.tokenizer import TextTokenizer
 from smet_train.errors import CheckpointError, DataError
 from smet_train.offspring import gets_signals_twice
 from smet_train.sparse.ledger import count_parameters, sparse_layers
-from smet_train.sparse_model import Backends, Vocabulary, explain_backends
+from smet_train.sparse_model import Backends, Vocabulary, explain_backends, model_remarks
 from smet_train.trackers import add_trackers, note_lines, publish_report
 from smet_train.tracking.console import ConsoleSink, open_console
 from smet_train.tracking.estimate import TimeEstimate
@@ -268,12 +268,15 @@ def chosen_backends(config: Config, checkpoint: Path | None) -> Backends:
 def predict(config: Config, tokenizer: Vocabulary, backends: Backends) -> tuple[dict[str, int], int | None]:
     """Predicted bytes by kind, and of the peak of all tensors, and the operations of a step; nothing for a model whose
     shapes depend on numbers."""
-    from smet_train.analysis.planning import plan_run  # with it come torch's counter of operations, and triton
+    from smet_train.analysis.planning import (
+        Unpredictable,
+        plan_run,
+    )  # with it come torch's counter of operations, and triton
 
     try:
         footprint = plan_run(config, vocabulary=tokenizer, backends=backends).footprint
-    except RuntimeError as error:  # what fake tensors raise
-        log.info("memory can't be predicted for this model: %s", error)
+    except Unpredictable as error:
+        log.info("%s", error)
         return {}, None
     return {**{row.kind: row.bytes for row in footprint.rows}, "peak": footprint.peak_bytes}, footprint.flops
 
@@ -338,6 +341,9 @@ def announce(console: Console, config: Config, run: Run, source: str, backends: 
         print_layers(console, layers)
     for line in [*explain_backends(config, layers, run.device, backends), *remarks(config)]:
         console.print(line, soft_wrap=True)
+    for line in model_remarks(config, run.model, run.topology.targets):
+        console.print(line, soft_wrap=True)
+        log.info("%s", line)
     active, dense = count_parameters(run.model)
     settings, n_processes = run.settings, run.processes.size
     tokens = settings.total_steps * settings.tokens_per_step

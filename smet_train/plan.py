@@ -85,6 +85,7 @@ def print_plan(console: Console, compose: Compose, settings: PlanSettings) -> No
     for line in [
         *explain_backends(config, plan.layers, torch.device("cpu")),
         *remarks(config),
+        *plan.remarks,
         *(unseen if config.model.family.name == "auto" else []),
     ]:
         console.print(line, soft_wrap=True)

@@ -15,7 +15,17 @@ from smet_train.config.init_source import source_tokenizer
 from smet_train.config.schema import Config
 from smet_train.data.cache import default_cache_dir
 from smet_train.data.tokenizer import load_tokenizer
-from smet_train.models import ModelSpec, Pretrained, build_model, checkpoint_activations, default_projections
+from smet_train.models import (
+    ModelSpec,
+    Pretrained,
+    blocks_of,
+    build_model,
+    checkpoint_activations,
+    default_projections,
+    left_out,
+    refuse_other_parameters,
+    router_remark,
+)
 from smet_train.sparse import Layout, SparseLinear, sparsify
 from smet_train.sparse.allocation import Shapes, allocate
 from smet_train.sparse.backends import BACKENDS, get_backend
@@ -129,6 +139,8 @@ def build_sparse_model(
 
     named_backend = config.sparsity.backend.name
     if config.sparsity.enabled:
+        refuse_other_parameters(model, config.sparsity.include or (), "sparsity.include")
+        refuse_other_parameters(model, config.sparsity.exclude, "sparsity.exclude")
         sparsify(
             model,
             config.sparsity.include or default_projections(spec.family, model),
@@ -148,6 +160,21 @@ def build_sparse_model(
     for layer in sparse_layers(model).values():  # a backend that computes on the CPU may not do so on a GPU
         get_backend(layer.backend.name, layer.layout, layer.values.dtype, device)
     return model, densities
+
+
+def pruned_to(config: Config, densities: Mapping[str, float]) -> Mapping[str, float] | None:
+    """The densities that sparse layers come to, by name; None where they have them from the beginning."""
+    return densities if config.topology.grow.name == "nothing" else None
+
+
+def model_remarks(config: Config, model: nn.Module, densities: Mapping[str, float]) -> list[str]:
+    """What to know of a model of :func:`build_sparse_model`: what is left out of its file, which loss its routers have,
+    and what of its blocks stays dense."""
+    lines = [*left_out(model_spec(config)), router_remark(model)]
+    blocks = blocks_of(model, pruned_to(config, densities))
+    if blocks is not None and blocks.dense:
+        lines.append(f"warning     {blocks.text}")
+    return [line for line in lines if line is not None]
 
 
 def choose_trained_sites(pretrained: Pretrained, seed: int) -> ChooseSites:

@@ -5,6 +5,7 @@ and nothing about their memory is written down twice.
 """
 
 import gc
+import logging
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -74,7 +75,7 @@ class LiveBytes(TorchDispatchMode):
             self._known.add(tensor.untyped_storage()._cdata)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = _SHAPES.get(func, func)(*args, **(kwargs or {}))
         if func in _WORKSPACES:
             self.peak = max(self.peak, self.now + _WORKSPACES[func](*args))
         for leaf in tree_leaves(out):
@@ -137,7 +138,7 @@ def take_step(
         make_loss: the loss of a micro-batch; it may split the model's parameters over processes, and what is held is
             then what this one holds.
     """
-    with _garbage_of_its_own(), FakeTensorMode():
+    with _garbage_of_its_own(), _without_tracebacks(), FakeTensorMode():
         materialise(model)
         loss_of = make_loss(model)
         optimizer = make_optimizer(model)
@@ -167,6 +168,17 @@ def take_step(
 
 
 @contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """torch writes the stack of what fake tensors can't compute to the terminal, beside raising it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was_disabled
+
+
+@contextmanager
 def _garbage_of_its_own() -> Iterator[None]:
     """Collections inside look at what is made inside alone, which makes them quick."""
     gc.freeze()
@@ -188,9 +200,29 @@ def _addmm_in_place(_: Any, left: Any, right: Any, **__: Any) -> int:
     return int(mm_flop(left, right))
 
 
+def _grouped_product(
+    left: Tensor, right: Tensor, offs: Tensor | None = None, _bias: Any = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """The shape of a product whose rows, or summed columns, belong to groups."""
+    groups = left.shape[0] if offs is None else offs.shape[0]
+    of = (groups,) if left.dim() == right.dim() else ()
+    return left.new_empty(*of, left.shape[-2], right.shape[-1], dtype=out_dtype or left.dtype)
+
+
+def _grouped_flops(left: Any, right: Any, *_: Any, **__: Any) -> int:
+    """Of two-dimensional factors each row, or each summed column, is multiplied in one group alone."""
+    if len(left) == len(right) == 3:
+        return int(2 * left[0] * left[1] * left[2] * right[2])
+    return int(2 * left[-2] * left[-1] * right[-1])
+
+
+# What torch says of the shapes of these without numbers is for GPUs alone, and refuses all but bf16.
+_SHAPES: dict[Any, Callable[..., Tensor]] = {torch.ops.aten._grouped_mm.default: _grouped_product}
+
 # torch's counter knows the fused attention of GPUs alone, and no product that adds to a tensor in place.
 _FLOPS = {
     torch.ops.aten.addmm_: _addmm_in_place,
+    torch.ops.aten._grouped_mm: _grouped_flops,
     torch.ops.smet.block_linear: operators.flops,
     torch.ops.smet.block_linear_backward: operators.backward_flops,
     torch.ops.smet.densify_linear: densify.flops,

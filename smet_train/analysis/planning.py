@@ -9,18 +9,24 @@ import torch
 from smet_train.analysis.footprint import MICRO_BATCHES_TAKEN, Footprint, MakeLoss, take_step
 from smet_train.build import build_optimizer, build_rules, build_topology_schedule, probe_micro_batches
 from smet_train.config.schema import Config
+from smet_train.errors import ConfigError
 from smet_train.sparse.ledger import LedgerRow, count_parameters, sparse_layers
 from smet_train.sparse.linear import SparseLinear
-from smet_train.sparse_model import Backends, Vocabulary, build_sparse_model, planned_vocabulary
+from smet_train.sparse_model import Backends, Vocabulary, build_sparse_model, model_remarks, planned_vocabulary
 from smet_train.topology.ledger import topology_ledger
 from smet_train.train.processes import ALONE, Processes
 from smet_train.train.step import TokenLoss
+
+
+class Unpredictable(ConfigError):
+    """A model whose step can't be taken on tensors without numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A configuration's model, as it will be, and the footprint of one of its steps.
 
+    ``remarks``: what there is to say of the model.
     ``sent_bytes``: what a process of several that hold a part each hands to collective operations in a step, for
     parameters and gradients.
     """
@@ -30,6 +36,7 @@ class Plan:
     parameters_dense: int
     footprint: Footprint
     sent_bytes: int
+    remarks: list[str]
 
 
 def plan_run(
@@ -50,32 +57,46 @@ def plan_run(
             of several in truth then.
 
     Raises:
-        SmetError: for everything that would stop the run before its first step but for its data.
+        Unpredictable: if shapes inside the model depend on numbers.
+        SmetError: for everything else that would stop the run before its first step, but for its data and for a model
+            that is not causal.
     """
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=gpus):
         words = vocabulary or planned_vocabulary(config)
         model, densities = build_sparse_model(config, words, torch.device("meta"), backends)
     layers = sparse_layers(model)
+    told = model_remarks(config, model, densities)
     active, dense = count_parameters(model)
     size = micro_batch_size or config.train.micro_batch_size
     micro_batches = config.train.batch_size // (size * split_over)
     with _split(split_over, config.train.precision.name) as (processes, make_loss):
-        footprint = take_step(
-            model,
-            lambda planned: build_optimizer(config, planned, densities),
-            micro_batch_size=size,
-            micro_batches=micro_batches,
-            sequence_tokens=config.data.sequence_tokens,
-            grad_clip=config.optimizer.grad_clip,
-            make_loss=make_loss,
-            fused=config.train.fused_backward_step,
-        )
+        try:
+            footprint = take_step(
+                model,
+                lambda planned: build_optimizer(config, planned, densities),
+                micro_batch_size=size,
+                micro_batches=micro_batches,
+                sequence_tokens=config.data.sequence_tokens,
+                grad_clip=config.optimizer.grad_clip,
+                make_loss=make_loss,
+                fused=config.train.fused_backward_step,
+            )
+        except RuntimeError as error:  # what fake tensors raise
+            raise Unpredictable(
+                f"model.config_file={config.model.config_file}: memory and operations can't be predicted, because what "
+                f"{type(model).__name__} computes depends on numbers ({_first_line(error)}); smet-train trains it all "
+                "the same"
+            ) from error
         if layers:
             footprint = with_topology(footprint, config, layers, processes)
     taken = min(micro_batches, MICRO_BATCHES_TAKEN)
     footprint = replace(footprint, flops=footprint.flops * split_over)
-    return Plan(layers, active, dense, footprint, processes.sent_bytes * micro_batches // taken)
+    return Plan(layers, active, dense, footprint, processes.sent_bytes * micro_batches // taken, told)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

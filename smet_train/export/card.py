@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from smet_train.config.schema import Config
+from smet_train.models import blocks_of
 from smet_train.showing import without_secrets
 from smet_train.sparse.ledger import count_parameters, sparse_layers
 from smet_train.tracking.jsonl import read_events
@@ -133,7 +134,9 @@ def _density(trained: Trained) -> str:
     active = sum(layer.layout.n_active for layer in layers) / sum(layer.layout.sites for layer in layers)
     block = trained.config.sparsity.block_size
     kind = "single values" if block == 1 else f"blocks of {block}x{block}"
-    return f"{active:.4g} of {len(layers)} sparse layers, {kind}; embeddings and all else are dense"
+    blocks = blocks_of(trained.model)
+    rest = f". {blocks.text[0].upper()}{blocks.text[1:]}" if blocks is not None and blocks.dense else ""
+    return f"{active:.4g} of {len(layers)} sparse layers, {kind}; embeddings and all else are dense{rest}"
 
 
 def _validation(trained: Trained) -> str:

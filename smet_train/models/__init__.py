@@ -26,17 +26,24 @@ from smet_train.models.build import (  # noqa: E402
     left_out,
     transformers_config,
 )
+from smet_train.models.dense_rest import Blocks, blocks_of, refuse_other_parameters  # noqa: E402
 from smet_train.models.head import plain_head  # noqa: E402
 from smet_train.models.pretrained import Pretrained  # noqa: E402
 from smet_train.models.projections import default_projections  # noqa: E402
+from smet_train.models.router import router_loss, router_remark  # noqa: E402
 
 __all__ = [
+    "Blocks",
     "ModelSpec",
     "Pretrained",
+    "blocks_of",
     "build_model",
     "checkpoint_activations",
     "default_projections",
     "left_out",
     "plain_head",
+    "refuse_other_parameters",
+    "router_loss",
+    "router_remark",
     "transformers_config",
 ]

@@ -71,9 +71,10 @@ def _trained(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """``settings`` without what training does not use, and the remarks on that."""
     remarks = []
     if is_quantized(settings):
+        left_out = ", ".join(key for key in _QUANTIZED if settings.get(key))
         remarks.append(
-            f"left out    {', '.join(key for key in _QUANTIZED if settings.get(key))} of the config.json: weights begin at random and are trained "
-            "and exported as they are held"
+            f"left out    {left_out} of the config.json: weights begin at random and are trained and exported as they "
+            "are held"
         )
     gone = (*_QUANTIZED, *_OUTPUTS)
     return {key: value for key, value in settings.items() if key not in gone}, remarks

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smet_train.models import plain_head
+from smet_train.models import plain_head, router_loss
 from smet_train.train.loss import linear_cross_entropy
 from smet_train.train.precision import compute_context, compute_dtype
 
@@ -16,14 +16,17 @@ from smet_train.train.precision import compute_context, compute_dtype
 def token_loss(model: nn.Module, windows_BT: Tensor, precision: str) -> Tensor:
     """Mean cross-entropy (nats a token) of predicting tokens 1..T of each window from those before; fp32 scalar.
 
-    ``windows_BT`` holds B windows of T + 1 tokens on the model's device. It can be run backward once.
+    ``windows_BT`` holds B windows of T + 1 tokens on the model's device. It can be run backward once. A model of
+    experts in training mode adds its routers' loss, as transformers does.
     """
     tokens, targets = windows_BT[:, :-1], windows_BT[:, 1:].flatten()
     parts = plain_head(model)
     with compute_context(windows_BT.device, precision):
         if parts is None:
-            logits_BTV = model(input_ids=tokens, use_cache=False).logits
-            return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets)
+            output = model(input_ids=tokens, use_cache=False)
+            loss = F.cross_entropy(output.logits.flatten(0, 1).float(), targets)
+            of_routers = router_loss(model, output) if model.training else None
+            return loss if of_routers is None else loss + of_routers
         body, head = parts
         hidden_BTI = body(input_ids=tokens, use_cache=False).last_hidden_state
     return linear_cross_entropy(hidden_BTI.flatten(0, 1), head, targets, compute_dtype(precision))
