@@ -129,6 +129,7 @@ def report_of(folder: Path, word: str) -> tuple[list[tuple[str, tuple[str, ...]]
     return elements.found, text
 
 
+@pytest.mark.slow
 def test_nothing_in_a_report_runs_and_no_secret_is_in_it(tmp_path: Path) -> None:
     plain, _ = report_of(tmp_path / "plain", "word")
     hostile, text = report_of(tmp_path / "hostile", HOSTILE + " https://me:secret@host/a?X-Signature=abc")

@@ -148,6 +148,7 @@ def test_a_linked_folder_of_checkpoints_is_asked_for(
         check_own(stranger, follow_link=True)
 
 
+@pytest.mark.slow
 def test_a_report_and_results_are_written_through_no_link(stranger: Path, tmp_path: Path) -> None:
     (tmp_path / "victim").mkdir()
     (tmp_path / "victim.html").write_text("precious")
@@ -215,10 +216,11 @@ def test_a_model_of_code_alone_is_refused_without_a_question(tmp_path: Path, mon
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "auto_map": CODE}))
     spec = ModelSpec("auto", 0, 0, 0, 0, config_file=str(tmp_path / "config.json"))
-    with pytest.raises(ConfigError, match="transformers cannot build a causal language model"):
+    with pytest.raises(ConfigError, match="transformers (cannot build|has no language model)"):
         build_model(spec, vocab_size=20, sequence_tokens=8, eos_id=0, seed=1)
 
 
+@pytest.mark.slow
 def test_children_import_nothing_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert python_of_children() == [sys.executable, "-P"]
     (tmp_path / "queue.py").write_text("raise SystemExit('a queue of mine')")
