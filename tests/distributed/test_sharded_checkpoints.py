@@ -433,7 +433,7 @@ def test_in_the_background_a_copy_is_written(quick_config: QuickConfig, saved: P
 
 def die_restoring() -> None:
     """SIGKILL to this process where its parts of the saved index are to be looked at with those of the others."""
-    patched("smet_train.train.state.sites", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    patched("smet_train.train.state.whole", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def test_a_process_that_dies_as_a_checkpoint_is_restored_ends_the_others_in_one_line(
