@@ -55,7 +55,7 @@ from tests.faults.trials import digest
 pytestmark = pytest.mark.slow
 
 QuickConfig = Callable[..., Config]
-SHARDED = ("train.parallel=fsdp", "train.micro_batch_size=1", "checkpoint.interval=2")
+SHARDED = ("train.parallel=fsdp", "train.micro_batch_size=1", "checkpoint.interval=2", "train.eval_interval=0")
 FILES = (".metadata", "__0_0.distcp", "__1_0.distcp")
 
 

@@ -39,6 +39,8 @@ CHANGED = {
     "train.deterministic": "true",
     "train.max_hours": "10",
     "train.max_bad_steps": "1",
+    "train.max_silence_minutes": "1",
+    "checkpoint.follow_link": "true",
     "train.max_rollbacks": "1",
     "train.max_loss_rise": "9",
     "train.eval_interval": "2",
