@@ -123,7 +123,7 @@ def test_a_job_is_trained_whatever_its_folder_is_called(tmp_path: Path, quick: l
 
 def test_a_run_that_fails_is_named(tmp_path: Path, quick: list[str]) -> None:
     config = compose([*quick, "sparsity.include=['lm_head']", "model.tie_embeddings=true"])
-    with pytest.raises(SmetError, match="run broken: sparsity.include: layer lm_head can't be made sparse, because it shares its weight"):
+    with pytest.raises(SmetError, match="run broken: sparsity.include: layer lm_head can't be .* shares its weight"):
         run_jobs({"broken": config}, tmp_path, 1, print)
 
 
