@@ -291,13 +291,13 @@ def freeze(step: int) -> None:
 def test_a_frozen_process_ends_the_run_after_the_time_that_a_setting_gives(
     quick_config: QuickConfig, tmp_path: Path, frozen: int
 ) -> None:
-    config = quick_config("train.micro_batch_size=1", "train.max_silence_minutes=0.1")
+    config = quick_config("train.micro_batch_size=1", "train.max_silence_minutes=0.05")
     children = start(config, tmp_path, 2, of={frozen: partial(freeze, 3)})
     try:
         assert end([children[1 - frozen]]) == [1]
         text = said(tmp_path)
         assert text.count(f"nothing was heard of process {frozen} (") == 2
-        assert "for 0.1 minutes (train.max_silence_minutes); the same command goes on" in text
+        assert "for 0.05 minutes (train.max_silence_minutes); the same command goes on" in text
     finally:
         children[frozen].kill()
         children[frozen].join()
